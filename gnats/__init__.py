@@ -1,0 +1,33 @@
+"""gnats: the NATS client for cooperative Python. Greenlets, no asyncio.
+
+Importing it starts nothing and touches no hub. ``connect`` is the way in.
+"""
+
+from . import errors
+from ._version import __version__
+from .connection import Connection, connect
+from .headers import Headers
+from .info import ServerInfo
+from .message import Msg
+from .options import Callbacks, ConnectionOptions, ReconnectOptions
+from .stats import Stats
+from .status import ConnectionStatus
+from .subscription import Subscription
+from .url import ServerURL
+
+__all__ = [
+    "Callbacks",
+    "Connection",
+    "ConnectionOptions",
+    "ConnectionStatus",
+    "Headers",
+    "Msg",
+    "ReconnectOptions",
+    "ServerInfo",
+    "ServerURL",
+    "Stats",
+    "Subscription",
+    "__version__",
+    "connect",
+    "errors",
+]

@@ -1,0 +1,232 @@
+"""What waits to be written, and what became of what was. Pure: no gevent, no clock, no socket.
+
+Frames are whole: the flusher takes all pending frames as one batch, reports how many bytes the
+kernel took, and when a link dies ``lost`` tells apart
+
+- messages confirmed by a PONG behind them: settled as sent;
+- messages taken by the kernel and not confirmed: uncertain, or kept and replayed when
+  ``keep`` is set (``replay_unconfirmed``);
+- messages not fully taken: pending again, whole, in order, before anything newer.
+
+Control frames (SUB, UNSUB, PING, PONG) travel in the same order and die with their link.
+A *position* counts the messages handed to the present link; a PING remembers the position
+before it, and its PONG confirms everything up to there.
+
+``publish`` is the one method that is not here: it is spelled out in ``Connection.publish``,
+on these public fields, because a call per message is what speed cannot afford.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from .commands import is_message, message_size
+from .info import MAX_PAYLOAD_CEILING
+
+
+class OutboundBuffer:
+    """Pending frames, in order. Fields are public to ``Connection.publish`` only. Never
+    switches."""
+
+    __slots__ = (
+        "_batch",
+        "_batch_bytes",
+        "_batch_messages",
+        "_confirmed",
+        "_controls",
+        "_late",
+        "_taken",
+        "_unconfirmed",
+        "accepted",
+        "accepted_bytes",
+        "dropped",
+        "frames",
+        "keep",
+        "limit",
+        "max_payload",
+        "offset",
+        "replayed",
+        "settled",
+        "size",
+        "uncertain",
+        "wake",
+    )
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+        self.frames: list[bytes] = []
+        self.size = 0  # bytes of all frames held: pending, in the batch, kept for replay
+        self.limit = -1  # a message that would take ``size`` over this takes the slow road
+        self.max_payload = MAX_PAYLOAD_CEILING  # bytes; what the server says, once it has
+        #: Called once, then None again: the flusher sets it when it has nothing to do.
+        self.wake: Callable[[], None] | None = None
+
+        self.accepted = 0
+        self.accepted_bytes = 0
+        self.settled = 0  # sent over links that are gone, and confirmed
+        self.uncertain = 0
+        self.dropped = 0
+        self.replayed = 0
+
+        self.offset = 0  # bytes of the present batch that the kernel has taken
+        self._controls = 0  # control frames in ``frames``
+        self._batch: list[bytes] = []
+        self._batch_messages = 0
+        self._batch_bytes = 0
+        self._taken = 0  # position: messages the kernel took over this link
+        self._confirmed = 0  # position: messages confirmed over this link
+        self._late = 0  # messages at the head of ``frames`` that a restore put there
+        self._unconfirmed: deque[tuple[int, list[bytes]]] = deque()  # (position at end, batch)
+
+    # -- in ------------------------------------------------------------------------------
+
+    def append_control(self, frame: bytes) -> None:
+        """Queue a control frame behind everything pending, and wake the flusher."""
+        self.frames.append(frame)
+        self.size += len(frame)
+        self._controls += 1
+        if self.wake is not None:
+            self.wake()
+
+    # -- out: the flusher ----------------------------------------------------------------
+
+    def take(self) -> bytes:
+        """Everything pending, joined; it stays held until ``written`` or ``lost``."""
+        batch, self.frames = self.frames, []
+        self._batch = batch
+        self._batch_messages = len(batch) - self._controls
+        self._controls = 0
+        self.offset = 0
+        data = b"".join(batch)
+        self._batch_bytes = len(data)
+        return data
+
+    def written(self) -> None:
+        """The kernel has taken the whole batch."""
+        self._count_taken(self._batch_messages)
+        if self.keep and self._batch_messages:
+            self._unconfirmed.append((self._taken, self._batch))
+        else:
+            self.size -= self._batch_bytes
+        self._forget_batch()
+
+    # -- confirmation --------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """Messages handed to this link so far, pending ones included: what a PING put behind
+        them confirms."""
+        return self._taken + self._batch_messages + self.pending_messages
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages taken by the kernel over this link and not confirmed yet."""
+        return self._taken - self._confirmed
+
+    def confirm(self, position: int) -> None:
+        """A PONG came for a PING that stood at *position*."""
+        # A server that answers more than it was asked could claim what was never written.
+        self._confirmed = max(self._confirmed, min(position, self._taken))
+        while self._unconfirmed and self._unconfirmed[0][0] <= self._confirmed:
+            _, batch = self._unconfirmed.popleft()
+            self.size -= sum(map(len, batch))
+
+    # -- a link ends, another begins -----------------------------------------------------
+
+    def lost(self) -> None:
+        """The link is gone: settle what it took, make the rest pending again, in order."""
+        whole = self._whole_frames()
+        self._count_taken(sum(map(is_message, self._batch[:whole])))
+        pending = self._batch[whole:] + self.frames
+        if self.keep:
+            pending = self._kept() + self._batch[:whole] + pending
+            self.settled += self._confirmed
+        else:
+            self.settled += self._confirmed
+            self.uncertain += self._taken - self._confirmed
+        self._unconfirmed.clear()
+        self._taken = self._confirmed = 0
+        self._forget_batch()
+        self.frames = list(filter(is_message, pending))
+        self.size = sum(map(len, self.frames))
+        self._controls = 0
+        self._late = 0
+        self.wake = None
+
+    def restore(self, control: list[bytes]) -> None:
+        """A new link begins: *control* goes out first, then what is pending."""
+        self._late = len(self.frames)
+        self._controls = len(control)
+        self.frames = control + self.frames
+        self.size += sum(map(len, control))
+
+    def evict_larger(self, max_payload: int) -> list[int]:
+        """Drop pending messages that a server with *max_payload* would close the link for.
+        Returns their sizes in bytes."""
+        evicted = []
+        kept = []
+        for frame in self.frames:
+            if len(frame) > max_payload and message_size(frame) > max_payload:
+                evicted.append(message_size(frame))
+                self.size -= len(frame)
+            else:
+                kept.append(frame)
+        self.frames = kept
+        self.dropped += len(evicted)
+        return evicted
+
+    def discard(self) -> int:
+        """Give up everything pending; call it after ``lost``. Returns how many messages."""
+        count = len(self.frames)
+        self.dropped += count
+        self.frames = []
+        self.size = 0
+        return count
+
+    # -- the books -----------------------------------------------------------------------
+
+    @property
+    def pending_messages(self) -> int:
+        return len(self.frames) - self._controls
+
+    @property
+    def sent(self) -> int:
+        """Messages written to the present link, or confirmed over an earlier one."""
+        return self.settled + (self._confirmed if self.keep else self._taken)
+
+    @property
+    def buffered(self) -> int:
+        """Messages waiting to be written, or kept until a PONG."""
+        kept = self.unconfirmed if self.keep else 0
+        return self.pending_messages + self._batch_messages + kept
+
+    # -- inside --------------------------------------------------------------------------
+
+    def _count_taken(self, messages: int) -> None:
+        self._taken += messages
+        late = min(self._late, messages)
+        self._late -= late
+        self.replayed += late
+
+    def _whole_frames(self) -> int:
+        """How many frames of the batch lie wholly before ``offset``."""
+        end = 0
+        for index, frame in enumerate(self._batch):
+            end += len(frame)
+            if end > self.offset:
+                return index
+        return len(self._batch)
+
+    def _kept(self) -> list[bytes]:
+        """The message frames of earlier batches that no PONG has confirmed, in order."""
+        frames = [f for _, batch in self._unconfirmed for f in batch if is_message(f)]
+        # The head batch may be confirmed in part: a flush's PING can stand in its middle.
+        unconfirmed = self.unconfirmed - sum(map(is_message, self._batch[: self._whole_frames()]))
+        return frames[len(frames) - unconfirmed :]
+
+    def _forget_batch(self) -> None:
+        self._batch = []
+        self._batch_messages = 0
+        self._batch_bytes = 0
+        self.offset = 0

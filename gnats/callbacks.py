@@ -1,0 +1,70 @@
+"""The user's connection callbacks: one greenlet, in order, once each, never anywhere else.
+
+The greenlet exists while there is something to call. A callback that raises is logged and
+told to ``error_cb``; one that blocks delays the callbacks behind it and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import Greenlet, getcurrent
+
+from .waiting import Line
+
+logger = logging.getLogger("gnats")
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class CallbackQueue:
+    """Calls in order. ``post`` never switches and may come from anywhere in the hub's thread."""
+
+    def __init__(self, on_failure: Callable[[Callable[..., Any], BaseException], None]) -> None:
+        self._calls: deque[Call] = deque()
+        self._greenlet: Greenlet[[], None] | None = None
+        self._on_failure = on_failure
+        self._idle = Line()
+
+    def post(self, callback: Callable[..., Any] | None, *args: Any) -> None:
+        """Call *callback* after all that were posted before; None is nothing to call."""
+        if callback is None:
+            return
+        self._calls.append((callback, args))
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is itself running in a callback."""
+        return self._greenlet is not None and self._greenlet is getcurrent()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until nothing is left to call; False when *timeout* seconds ran out first."""
+        if self._greenlet is None:
+            return True
+        return self._idle.wait(timeout)
+
+    def _run(self) -> None:
+        try:
+            while self._calls:
+                callback, args = self._calls.popleft()
+                self._call(callback, args)
+        finally:
+            self._greenlet = None
+            if self._calls:
+                # Only a kill that a callback brought upon itself gets here: the next ones
+                # are not its victims.
+                self._greenlet = gevent.spawn(self._run)
+            else:
+                self._idle.wake_all()
+
+    def _call(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            callback(*args)
+        except (Exception, gevent.Timeout) as exc:
+            self._on_failure(callback, exc)

@@ -1,0 +1,675 @@
+"""The face of gnats: what a user holds. It builds the parts, checks the input, delegates.
+
+Everything that decides lives in a room of its own; see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import gevent
+
+from . import commands
+from ._version import __version__
+from .auth import Credentials
+from .backoff import Deadline
+from .buffer import OutboundBuffer
+from .callbacks import CallbackQueue
+from .commands import CRLF, SIZES
+from .drain import Drain
+from .errors import (
+    ConnectionClosedError,
+    ConnectionDrainingError,
+    ConnectionReconnectingError,
+    Error,
+    FlushInterruptedError,
+    HeaderError,
+    MaxPayloadError,
+    OptionError,
+    TimeoutError,
+)
+from .headers import HeaderSource, encode_headers
+from .info import ServerInfo
+from .message import Msg, Payload, to_bytes
+from .nuid import NUID
+from .options import ConnectionOptions, from_fields
+from .outbox import Outbox
+from .pool import ServerPool
+from .reconnector import Reconnector
+from .requests import Requests, Sentinel, Waiter, empty_payload
+from .stats import Stats
+from .status import ConnectionStatus
+from .subjects import (
+    check_control_line,
+    encode_filter,
+    encode_queue,
+    encode_reply,
+    encode_subject,
+)
+from .subscription import Handler, Host, Subscription, Subscriptions
+from .url import Servers, ServerURL, parse_servers, parse_url
+from .waiting import Park, check_timeout, in_hub
+
+logger = logging.getLogger("gnats")
+
+S = ConnectionStatus
+
+# How long close() waits for the callbacks and handlers that still run, in seconds.
+CLOSE_JOIN = 2.0
+# The reconnector's own bounds (last flush, killing a session) add up to less than this.
+CLOSE_BOUND = 5.0
+# Encoded heads of subjects kept, so that a repeated subject is checked and encoded once.
+HEADS_KEPT = 8192
+
+
+class Connection:
+    """A connection to a NATS deployment that survives the loss of its server.
+
+    Make it with ``gnats.connect(...)``, or as ``Connection(options)`` and then ``connect``. It
+    may be shared by any number of greenlets of one thread. As a context manager it drains when
+    it is left. Making it does no I/O and creates nothing on a hub.
+    """
+
+    def __init__(self, options: ConnectionOptions | None = None, **fields: Any) -> None:
+        self._options = options = from_fields(options, fields)
+        self._buffer = OutboundBuffer(keep=options.reconnect.replay_unconfirmed)
+        self._outbox = Outbox(self._buffer, options.reconnect.reconnect_buf_size)
+        self._publish_timeout = options.publish_timeout
+        self._heads: dict[str, bytes] = {}
+        self._nuid = NUID()
+        self._callbacks = CallbackQueue(self._callback_failed)
+        host = Host(
+            self.publish,
+            self.flush,
+            self._report,
+            self._send_control,
+            lambda: self.is_closed,
+            options.drain_timeout,
+        )
+        self._subscriptions = Subscriptions(host)
+        self._requests = Requests(self.new_inbox, self._listen_to_inbox)
+        self._pool = ServerPool(
+            options.reconnect.max_reconnect,
+            options.reconnect.randomize_servers,
+            options.reconnect.ignore_discovered_servers,
+        )
+        if options.servers is not None:
+            self._pool.replace(parse_servers(options.servers))
+        self._credentials = Credentials(options.user, options.password, options.token)
+        self._reconnector = Reconnector(
+            options,
+            self._pool,
+            self._outbox,
+            self._subscriptions,
+            self._requests,
+            self._callbacks,
+            self._connect_fields,
+            self._tell,
+        )
+        self._drain: Drain | None = None
+
+    # -- connect -------------------------------------------------------------------------
+
+    def connect(self, servers: Servers = None) -> Connection:
+        """Connect to the first server that answers. Switches. Returns the connection itself.
+
+        *servers* are put before those of the options and of ``add_server``; with none at all it
+        is nats://127.0.0.1:4222. Each server gets one attempt of at most ``connect_timeout``
+        seconds; when all fail, NoServersError carries each one's own failure, and ``connect``
+        may be called again. With ``retry_on_failed_connect`` it returns at once and goes on in
+        the background. Raises BadURLError, ConnectionClosedError once closed, and Error when
+        it is connected already.
+        """
+        if self.status is not S.disconnected:
+            if self.is_closed:
+                raise ConnectionClosedError
+            raise Error(f"connect: the connection is {self.status} already")
+        self._add_first(servers)
+        self._reconnector.start()
+        if self._options.reconnect.retry_on_failed_connect:
+            return self
+        try:
+            self._await_first_link()
+        except BaseException:
+            # A time-out or a kill struck the caller: nobody holds this attempt any more.
+            self._reconnector.request_close()
+            raise
+        if self._reconnector.failure is not None:
+            raise self._reconnector.failure
+        if self.is_closed:
+            raise ConnectionClosedError
+        return self
+
+    def _add_first(self, servers: Servers) -> None:
+        first = parse_servers(servers) if servers is not None else []
+        urls = {url.address: url for url in [*first, *self._pool.servers]}
+        self._pool.replace(list(urls.values()) or parse_servers(None))
+
+    def _await_first_link(self) -> None:
+        while self.status is S.connecting:
+            self._reconnector.status_changed.wait()
+
+    def add_server(self, url: str) -> None:
+        """Add a server at the back of the pool; a wait for the next cycle ends. Never switches.
+        Raises BadURLError."""
+        if self._pool.add(parse_url(url)):
+            self._reconnector.servers_changed()
+
+    def set_servers(self, urls: Servers) -> None:
+        """Replace the configured servers; the present link stays. Never switches. Raises
+        BadURLError."""
+        self._pool.replace(parse_servers(urls))
+        self._reconnector.servers_changed()
+
+    def force_reconnect(self) -> None:
+        """Give up the present link, or cut a wait short, and connect anew. Never switches.
+        Raises ConnectionClosedError, ConnectionDrainingError."""
+        if self.is_closed or self.status is S.disconnected:
+            raise ConnectionClosedError
+        if self.is_draining:
+            raise ConnectionDrainingError("force_reconnect")
+        self._reconnector.request_reconnect()
+
+    # -- publish -------------------------------------------------------------------------
+
+    def publish(
+        self,
+        subject: str,
+        payload: Payload = b"",
+        reply: str = "",
+        headers: HeaderSource | None = None,
+    ) -> None:
+        """Publish one message: bytes-like, or str as UTF-8. Returns once it is accepted.
+
+        Never switches below the high-water mark (1 MiB of unsent frames), and is legal in a hub
+        callback there. Above it waits for room, at most ``publish_timeout`` seconds. While
+        there is no link it appends up to ``reconnect_buf_size`` bytes. Raises
+        OutboundBufferLimitError (nothing of the message is kept), BadSubjectError, HeaderError,
+        MaxPayloadError, TypeError for another payload, ConnectionClosedError,
+        ConnectionDrainingError.
+        """
+        # The one hot path of the house, spelled out: each call less is a tenth of its time.
+        try:
+            head = self._heads[subject]
+        except (KeyError, TypeError):
+            head = self._head(subject)
+        if payload.__class__ is not bytes:
+            payload = to_bytes(payload)
+        size = len(payload)
+        if reply or headers is not None:
+            frame, size = self._full_frame(subject, head, payload, reply, headers)
+        else:
+            frame = b"".join((head, SIZES[size], payload, CRLF))
+        buffer = self._buffer
+        if size > buffer.max_payload:
+            raise MaxPayloadError(size, buffer.max_payload, subject)
+        length = len(frame)
+        if buffer.size + length > buffer.limit:
+            self._outbox.make_room(length, self._publish_timeout)
+        buffer.frames.append(frame)
+        buffer.size += length
+        buffer.accepted += 1
+        buffer.accepted_bytes += size
+        if buffer.wake is not None:
+            buffer.wake()
+
+    def _head(self, subject: str) -> bytes:
+        head = commands.pub_head(encode_subject(subject))
+        if len(self._heads) >= HEADS_KEPT:
+            self._heads.clear()
+        self._heads[subject] = head
+        return head
+
+    def _full_frame(
+        self, subject: str, head: bytes, payload: bytes, reply: str, headers: HeaderSource | None
+    ) -> tuple[bytes, int]:
+        """A frame with a reply or headers, and its size as the server counts it."""
+        wire = b""
+        if reply:
+            wire = encode_reply(reply)
+            check_control_line(subject.encode(), wire)
+        if headers is None:
+            return commands.pub(head, wire, payload), len(payload)
+        info = self._reconnector.info
+        if info is not None and not info.headers:
+            raise HeaderError(f"the server ({info.version}) takes no headers: publish without")
+        block = encode_headers(headers)
+        return commands.hpub(head, wire, block, payload), len(block) + len(payload)
+
+    # -- subscribe -----------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        subject: str,
+        queue: str = "",
+        cb: Handler | None = None,
+        *,
+        max_msgs: int = 0,
+        pending_msgs_limit: int | None = None,
+        pending_bytes_limit: int | None = None,
+        concurrency: int = 1,
+    ) -> Subscription:
+        """Subscribe, optionally in a *queue* group. Never switches.
+
+        With *cb*, each message is handed to ``cb(msg)`` in order in a greenlet of the
+        subscription, or up to *concurrency* at once without order; without, read it with
+        ``next_msg`` or a ``for``. It ends by itself after *max_msgs* messages (0: never).
+        Messages over the pending limits (messages, bytes) are dropped, counted and reported.
+        Raises BadSubjectError, OptionError, ConnectionClosedError, ConnectionDrainingError.
+        """
+        encode_filter(subject)
+        if queue:
+            encode_queue(queue)
+        if cb is not None and not callable(cb):
+            raise OptionError("cb", f"a callable is needed, not {type(cb).__name__}")
+        options = self._options
+        msgs_limit = (
+            options.pending_msgs_limit if pending_msgs_limit is None else pending_msgs_limit
+        )
+        bytes_limit = (
+            options.pending_bytes_limit if pending_bytes_limit is None else pending_bytes_limit
+        )
+        _check_count("max_msgs", max_msgs, 0)
+        _check_count("concurrency", concurrency, 1)
+        _check_count("pending_msgs_limit", msgs_limit, 1)
+        _check_count("pending_bytes_limit", bytes_limit, 1)
+        self._check_open("subscribe")
+        return self._subscriptions.add(
+            subject, queue, cb, msgs_limit, bytes_limit, concurrency, max_msgs
+        )
+
+    # -- request -------------------------------------------------------------------------
+
+    def request(
+        self,
+        subject: str,
+        payload: Payload = b"",
+        timeout: float | None = 0.5,
+        headers: HeaderSource | None = None,
+    ) -> Msg:
+        """Publish and wait for one answer, *timeout* seconds at most, outages included.
+
+        Switches. Raises NoRespondersError when nobody listens, TimeoutError, PermissionsError,
+        and what ``publish`` raises.
+        """
+        deadline = Deadline(check_timeout(timeout))
+        self._check_open("request")
+        reply, waiter = self._requests.open()
+        try:
+            self.publish(subject, payload, reply, headers)
+            return self._requests.answer(waiter, subject, deadline)
+        finally:
+            self._requests.close(reply)
+
+    def request_many(
+        self,
+        subject: str,
+        payload: Payload = b"",
+        timeout: float | None = 0.5,
+        headers: HeaderSource | None = None,
+        *,
+        stall: float | None = None,
+        max_msgs: int = 0,
+        sentinel: Sentinel | bool | None = None,
+    ) -> Iterator[Msg]:
+        """Publish once and iterate over many answers (ADR-47). Switches as it is iterated.
+
+        It ends, without an error, *timeout* seconds after the call, *stall* seconds after the
+        last answer, after *max_msgs* answers, or at the *sentinel*: ``True`` for a message
+        without a payload, or a function of the message; the sentinel itself is not given out.
+        Raises NoRespondersError, and what ``publish`` raises, when it is called or iterated.
+        """
+        deadline = Deadline(check_timeout(timeout))
+        check_timeout(stall, "stall")
+        _check_count("max_msgs", max_msgs, 0)
+        if sentinel is True:
+            sentinel = empty_payload
+        if sentinel is not None and sentinel is not False and not callable(sentinel):
+            raise OptionError("sentinel", "True or a function of the message is needed")
+        self._check_open("request_many")
+        reply, waiter = self._requests.open()
+        try:
+            self.publish(subject, payload, reply, headers)
+        except BaseException:
+            self._requests.close(reply)
+            raise
+        return self._answers(reply, waiter, subject, deadline, stall, max_msgs, sentinel or None)
+
+    def _answers(
+        self,
+        reply: str,
+        waiter: Waiter,
+        subject: str,
+        deadline: Deadline,
+        stall: float | None,
+        max_msgs: int,
+        sentinel: Sentinel | None,
+    ) -> Iterator[Msg]:
+        try:
+            yield from self._requests.answers(waiter, subject, deadline, stall, max_msgs, sentinel)
+        finally:
+            self._requests.close(reply)
+
+    def new_inbox(self) -> str:
+        """A unique subject to receive answers on. Never switches."""
+        return f"{self._options.inbox_prefix}.{self._nuid.next()}"
+
+    # -- flush ---------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = 10.0) -> bool:
+        """True once the server has processed all that was published before. Switches.
+
+        *timeout* is in seconds. Raises TimeoutError, FlushInterruptedError when the link is
+        lost meanwhile, ConnectionReconnectingError when there is none (under
+        ``replay_unconfirmed`` it waits for the next link instead, within its time-out),
+        ConnectionClosedError.
+        """
+        deadline = Deadline(check_timeout(timeout))
+        while True:
+            try:
+                self._round_trip("flush", deadline)
+                return True
+            except (FlushInterruptedError, ConnectionReconnectingError):
+                if not self._buffer.keep:
+                    raise
+                self._await_link(deadline)
+
+    def rtt(self, timeout: float | None = 10.0) -> float:
+        """Seconds that a PING takes to the server and back, behind all that is pending.
+        Switches. Raises what ``flush`` raises."""
+        return self._round_trip("rtt", Deadline(check_timeout(timeout)))
+
+    def _round_trip(self, operation: str, deadline: Deadline) -> float:
+        self._check_open(operation, draining=True)
+        session = self._reconnector.session
+        if session is None or not self._outbox.linked:
+            raise ConnectionReconnectingError(operation)
+        park, answers, began = Park(), [], time.monotonic()
+
+        def on_pong(arrived: bool) -> None:
+            answers.append(arrived)
+            park.wake()
+
+        session.pings.ping(on_pong)
+        park.wait(deadline.remaining())
+        if not answers:
+            raise TimeoutError(f"{operation}: no PONG in {deadline.seconds} s", deadline.seconds)
+        if not answers[0]:
+            if self._reconnector.is_closing:
+                raise ConnectionClosedError
+            raise FlushInterruptedError(
+                f"{operation}: the link was lost before the server answered"
+            )
+        return time.monotonic() - began
+
+    def _await_link(self, deadline: Deadline) -> None:
+        while not self._outbox.linked:
+            if self.is_closed:
+                raise ConnectionClosedError
+            if not self._reconnector.status_changed.wait(deadline.remaining()):
+                raise TimeoutError(f"flush: no link in {deadline.seconds} s", deadline.seconds)
+
+    # -- the end -------------------------------------------------------------------------
+
+    def drain(self, timeout: float | None = None) -> None:
+        """End every subscription, let queued messages be handled, flush, close. Switches.
+
+        *timeout* is in seconds, None is ``drain_timeout``. While reconnecting it waits for the
+        link within that time. It always closes; it raises DrainTimeoutError, with what was
+        left behind, when time ran out first. Called in a handler or a callback it starts the
+        drain and returns: it cannot wait for itself. On a closed connection it does nothing.
+        """
+        check_timeout(timeout)
+        if self.is_closed:
+            return
+        if self.status is S.disconnected or in_hub():
+            self.close()
+            return
+        first = self._drain is None
+        if first:
+            seconds = self._options.drain_timeout if timeout is None else timeout
+            self._drain = Drain(
+                self._reconnector, self._outbox, self._subscriptions, self.flush, Deadline(seconds)
+            )
+        if self._is_ours():
+            if first:
+                gevent.spawn(self._drain_behind)
+        elif first:
+            self._run_drain()
+        else:
+            self._join_close()
+
+    def _run_drain(self) -> None:
+        assert self._drain is not None
+        try:
+            self._drain.run()
+        finally:
+            self._join_close()
+
+    def _drain_behind(self) -> None:
+        try:
+            self._run_drain()
+        except Error as exc:
+            self._report(exc)
+
+    def close(self) -> None:
+        """Close now. Switches, except in a hub callback; bounded, whatever the server does.
+
+        What was published is still written and confirmed if the server takes it within a
+        second; the rest is counted as dropped. Everyone who waits gets ConnectionClosedError;
+        ``closed_cb`` is the last callback. Waits up to two seconds for handlers and callbacks
+        that still run. Closing twice is no error.
+        """
+        self._reconnector.request_close()
+        if not in_hub():
+            self._join_close()
+
+    def _join_close(self) -> None:
+        self._reconnector.join(CLOSE_BOUND)
+        if self._is_ours():
+            return  # the caller is one of those that would be waited for
+        deadline = Deadline(CLOSE_JOIN)
+        while self._subscriptions.delivering and not deadline.expired:
+            gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
+        self._callbacks.join(deadline.remaining() or 0.0)
+
+    def _is_ours(self) -> bool:
+        """Whether the caller runs in a greenlet that the connection itself started."""
+        return self._callbacks.is_current or gevent.getcurrent() in self._subscriptions.delivering
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            self.drain()
+        except Error as failure:
+            if exc is None:
+                raise
+            logger.warning("gnats: drain failed behind another error: %s", failure)
+
+    # -- what is known -------------------------------------------------------------------
+
+    def wait_for_status(self, status: ConnectionStatus | str, timeout: float | None = None) -> bool:
+        """True once the connection is, or since the call has been, in *status*. Switches.
+
+        *timeout* is in seconds; None waits for ever. Raises TimeoutError, ConnectionClosedError
+        when it is closed and can never get there, ValueError for an unknown status.
+        """
+        wanted = S(status)
+        if not self._reconnector.await_status(wanted, check_timeout(timeout)):
+            raise TimeoutError(
+                f"the status is {self.status}, and was not {wanted} within {timeout} s", timeout
+            )
+        if self.is_closed and wanted is not S.closed:
+            raise ConnectionClosedError
+        return True
+
+    @property
+    def status(self) -> ConnectionStatus:
+        return self._reconnector.status.current
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a live link."""
+        return self.status in (S.connected, S.draining_subs, S.draining_pubs)
+
+    @property
+    def is_reconnecting(self) -> bool:
+        return self.status is S.reconnecting
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a drain is under way, with or without a link."""
+        return self._drain is not None and not self.is_closed
+
+    @property
+    def is_closed(self) -> bool:
+        return self.status is S.closed
+
+    @property
+    def stats(self) -> Stats:
+        """The books, as of now; they close at every moment."""
+        buffer, life = self._buffer, self._reconnector
+        return Stats(
+            accepted=buffer.accepted,
+            sent=buffer.sent,
+            uncertain=buffer.uncertain,
+            dropped=buffer.dropped,
+            buffered=buffer.buffered,
+            buffered_bytes=buffer.size,
+            replayed=buffer.replayed,
+            in_msgs=life.past_and_present("in_msgs"),
+            in_bytes=life.past_and_present("in_bytes"),
+            out_msgs=buffer.accepted,
+            out_bytes=buffer.accepted_bytes,
+            in_dropped=self._subscriptions.in_dropped + life.past_and_present("in_unknown"),
+            attempts=life.attempts,
+            connects=life.connects,
+            reconnects=max(0, life.connects - 1),
+            disconnects=life.disconnects,
+            errors_received=life.errors_received,
+            pings_sent=life.past_and_present("pings"),
+        )
+
+    @property
+    def last_error(self) -> Exception | None:
+        """The last error of the connection's life: the cause of a loss, a failed attempt, or
+        what was told to ``error_cb``."""
+        return self._reconnector.last_error
+
+    @property
+    def connected_url(self) -> ServerURL | None:
+        """The server of the live link, or None."""
+        session = self._reconnector.session
+        return session.url if session is not None and self.is_connected else None
+
+    @property
+    def servers(self) -> list[ServerURL]:
+        """The pool, in the order in which servers would be tried."""
+        return self._pool.servers
+
+    @property
+    def discovered_servers(self) -> list[ServerURL]:
+        """Those of the pool that a server announced."""
+        return self._pool.discovered
+
+    @property
+    def server_info(self) -> ServerInfo | None:
+        """INFO of the present or last server; None before the first link."""
+        return self._reconnector.info
+
+    @property
+    def client_id(self) -> int | None:
+        """Our id at the present or last server; None before the first link."""
+        info = self._reconnector.info
+        return info.client_id if info is not None else None
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and payload that the present or last server takes per message."""
+        return self._buffer.max_payload
+
+    @property
+    def options(self) -> ConnectionOptions:
+        return self._options
+
+    def __repr__(self) -> str:
+        url = self.connected_url
+        return f"<gnats.Connection {self.status}{f' to {url}' if url else ''}>"
+
+    # -- handed down to the rooms below --------------------------------------------------
+
+    def _send_control(self, frame: bytes) -> None:
+        """A SUB or UNSUB, if there is a link; without one the restore takes care of it."""
+        if self._outbox.linked:
+            self._buffer.append_control(frame)
+
+    def _listen_to_inbox(self, subject: str) -> None:
+        self._check_open("request")
+        self._subscriptions.add_inbox(subject, self._requests.deliver)
+
+    def _connect_fields(self, url: ServerURL, info: ServerInfo) -> dict[str, Any]:
+        options = self._options
+        fields: dict[str, Any] = {
+            "verbose": options.verbose,
+            "pedantic": options.pedantic,
+            "tls_required": False,
+            "name": options.name,
+            "lang": "python-gevent",
+            "version": __version__,
+            "protocol": 1,
+            "echo": not options.no_echo,
+            "headers": info.headers,
+            "no_responders": info.headers,
+        }
+        fields.update(self._credentials.connect_fields(url))
+        return fields
+
+    def _tell(self, name: str, *args: Any) -> None:
+        """Post the user's callback *name*, if there is one."""
+        callback: Callable[..., Any] | None = getattr(self._options.callbacks, name)
+        self._callbacks.post(callback, self, *args)
+
+    def _report(self, error: Exception) -> None:
+        self._reconnector.report(error)
+
+    def _callback_failed(self, callback: Callable[..., Any], exc: BaseException) -> None:
+        logger.error("gnats: callback %r raised", callback, exc_info=exc)
+        # error_cb that fails is not told of its own failure: that would never end.
+        if callback is not self._options.callbacks.error_cb and isinstance(exc, Exception):
+            self._tell("error_cb", exc)
+
+    def _check_open(self, operation: str, draining: bool = False) -> None:
+        if self.is_closed or self._reconnector.is_closing:
+            raise ConnectionClosedError
+        if self.status is S.disconnected:
+            raise ConnectionClosedError(f"{operation}: not connected yet, call connect() first")
+        if self.is_draining and not draining:
+            if "request" in operation and self._reconnector.drain_stage is not S.draining_pubs:
+                return  # a handler that finishes its work may ask for what it needs
+            raise ConnectionDrainingError(operation)
+
+
+def connect(
+    servers: Servers = None, *, options: ConnectionOptions | None = None, **fields: Any
+) -> Connection:
+    """Connect, and return the connection. Switches.
+
+    *servers* is one URL, several joined by commas, or a list; by default
+    nats://127.0.0.1:4222. *fields* are any fields of ConnectionOptions or of its groups, laid
+    over *options*. Raises NoServersError with each server's own failure, BadURLError,
+    OptionError, and TypeError for a field that no group has.
+    """
+    return Connection(options, **fields).connect(servers)
+
+
+def _check_count(name: str, value: object, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise OptionError(name, f"an int of {at_least} or more is needed, not {value!r}")

@@ -1,0 +1,116 @@
+"""Leaving in good order: no new work, finish what is here, flush, close. It always ends.
+
+Source: client protocol practice of the other clients ("drain"), DESIGN 3.6.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from . import commands
+from .backoff import Deadline
+from .errors import (
+    ConnectionClosedError,
+    ConnectionDrainingError,
+    ConnectionReconnectingError,
+    DrainTimeoutError,
+    FlushInterruptedError,
+    TimeoutError,
+)
+from .outbox import Outbox
+from .reconnector import Reconnector
+from .status import ConnectionStatus
+from .subscription import Subscriptions
+
+logger = logging.getLogger("gnats")
+
+S = ConnectionStatus
+
+
+class Drain:
+    """One drain of one connection; ``run`` is called once."""
+
+    def __init__(
+        self,
+        reconnector: Reconnector,
+        outbox: Outbox,
+        subscriptions: Subscriptions,
+        flush: Callable[[float | None], object],
+        deadline: Deadline,
+    ) -> None:
+        self._reconnector = reconnector
+        self._outbox = outbox
+        self._subscriptions = subscriptions
+        self._flush = flush
+        self._deadline = deadline
+
+    def run(self) -> None:
+        """Drain and close. Raises DrainTimeoutError with what was left, ConnectionClosedError
+        when the connection was closed meanwhile. Closes the connection in every case."""
+        try:
+            self._wait_for_link()
+            self._drain_subscriptions()
+            self._drain_publishes()
+        except TimeoutError as exc:
+            raise self._timed_out() from exc
+        finally:
+            self._reconnector.request_close()
+
+    def _wait_for_link(self) -> None:
+        while self._status is not S.connected:
+            if self._status is S.closed:
+                raise ConnectionClosedError
+            if not self._reconnector.status_changed.wait(self._deadline.remaining()):
+                raise TimeoutError("there was no link")
+
+    def _drain_subscriptions(self) -> None:
+        self._enter(S.draining_subs)
+        subs = self._subscriptions.of_users()
+        for sub in subs:
+            self._outbox.buffer.append_control(commands.unsub(sub.sid))
+            self._subscriptions.stop_restoring(sub)
+        self._confirm()
+        for sub in subs:
+            sub.end(None)
+        for sub in subs:
+            sub.join(self._deadline)
+
+    def _drain_publishes(self) -> None:
+        self._outbox.shut(lambda: ConnectionDrainingError("publish"))
+        self._enter(S.draining_pubs)
+        self._confirm()
+
+    def _enter(self, stage: ConnectionStatus) -> None:
+        """Move to *stage* now, or have the restore of a lost link do it."""
+        self._reconnector.drain_stage = stage
+        if self._status is S.closed:
+            raise ConnectionClosedError
+        if self._status is not S.reconnecting:
+            self._reconnector.status.to(stage)
+
+    def _confirm(self) -> None:
+        """A flush that outlives the loss of a link, within the deadline."""
+        while True:
+            try:
+                self._flush(self._deadline.remaining())
+                return
+            except (FlushInterruptedError, ConnectionReconnectingError):
+                self._wait_for_return()
+
+    def _wait_for_return(self) -> None:
+        while not self._outbox.linked:
+            if self._status is S.closed:
+                raise ConnectionClosedError
+            if not self._reconnector.status_changed.wait(self._deadline.remaining()):
+                raise TimeoutError("the link did not come back")
+
+    @property
+    def _status(self) -> ConnectionStatus:
+        return self._reconnector.status.current
+
+    def _timed_out(self) -> DrainTimeoutError:
+        pending = sum(sub.pending_msgs for sub in self._subscriptions.by_sid.values())
+        return DrainTimeoutError(
+            self._deadline.seconds, pending, self._outbox.buffer.buffered, "connection"
+        )

@@ -1,0 +1,130 @@
+"""The greenlet that writes: take all that is pending, one join, one send. The only writer.
+
+It also puts the confirmation barrier behind what it writes: a PING whose PONG tells that
+everything before it was processed, so that a lost link leaves little uncertain. Under
+``replay_unconfirmed`` there is one whenever none is outstanding, otherwise one at most every
+``BARRIER_INTERVAL`` while messages flow; a quiet connection sends none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gevent
+from gevent import get_hub
+
+from .buffer import OutboundBuffer
+from .errors import Error
+from .pings import Pings
+from .transport import Transport
+from .waiting import Park
+
+#: Seconds. Ten PINGs a second are nothing to a server, and a tenth of a second is what a person
+#: calls at once.
+BARRIER_INTERVAL = 0.1
+
+
+class Barrier:
+    """When a PING must ride behind a batch. Timers of one link; never switches."""
+
+    def __init__(self, buffer: OutboundBuffer, pings: Pings, wake: Callable[[], None]) -> None:
+        self._buffer = buffer
+        self._pings = pings
+        self._wake = wake
+        self._outstanding = False
+        self._cooling = False
+        self._timer = get_hub().loop.timer(BARRIER_INTERVAL)
+
+    def raise_if_due(self) -> None:
+        """Queue a PING if there is something to confirm and the time has come."""
+        if self._outstanding or self._cooling or not self._has_work():
+            return
+        self._outstanding = True
+        if not self._buffer.keep:
+            self._cooling = True
+            self._timer.start(self._cooled)
+        self._pings.ping(self._on_pong)
+
+    def close(self) -> None:
+        self._timer.close()
+
+    def _has_work(self) -> bool:
+        return self._buffer.pending_messages > 0 or self._buffer.unconfirmed > 0
+
+    def _cooled(self) -> None:
+        self._cooling = False
+        self._rewake()
+
+    def _on_pong(self, arrived: bool) -> None:
+        self._outstanding = False
+        if arrived:
+            self._rewake()
+
+    def _rewake(self) -> None:
+        if not self._cooling and not self._outstanding and self._buffer.unconfirmed:
+            self._wake()
+
+
+class Flusher:
+    """One link's flusher; ``run`` is its greenlet. ``on_written`` hears of each batch."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        buffer: OutboundBuffer,
+        pings: Pings,
+        on_written: Callable[[], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._transport = transport
+        self._buffer = buffer
+        self._on_written = on_written
+        self._fail = fail
+        self._park: Park | None = None
+        self._barrier = Barrier(buffer, pings, self.wake)
+
+    def run(self) -> None:
+        """Write until the link fails."""
+        try:
+            while True:
+                self._barrier.raise_if_due()
+                data = self._buffer.take()
+                if data:
+                    self._send(data)
+                    self._buffer.written()
+                    self._on_written()
+                else:
+                    self._wait()
+        except Error as exc:
+            # A server that refuses something says so and closes: our write fails first, its
+            # words are still to be read. Two turns let the reader be the first to report.
+            gevent.sleep(0)
+            gevent.sleep(0)
+            self._fail(exc)
+        finally:
+            self._buffer.wake = None
+            self._barrier.close()
+
+    def wake(self) -> None:
+        """There is something to write. Never switches."""
+        self._buffer.wake = None
+        if self._park is not None:
+            self._park.wake()
+
+    def _wait(self) -> None:
+        self._park = Park()
+        self._buffer.wake = self.wake
+        try:
+            self._park.wait()
+        finally:
+            self._park = None
+
+    def _send(self, data: bytes) -> None:
+        buffer, send = self._buffer, self._transport.send
+        sent = send(memoryview(data))
+        if sent < len(data):
+            view = memoryview(data)
+            while sent < len(data):
+                buffer.offset = sent
+                sent += send(view[sent:])
+        buffer.offset = sent

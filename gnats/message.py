@@ -1,0 +1,99 @@
+"""One received message. A value; it knows its subscription only to answer through it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .errors import Error
+from .headers import Headers, HeaderSource, decode_headers
+
+Payload = object  # bytes, bytearray, memoryview or str; to_bytes() is the judge
+
+
+class Responder(Protocol):
+    """What a message needs to know of its subscription: where to publish an answer."""
+
+    def respond_to(
+        self, reply: str, payload: Payload, headers: HeaderSource | None
+    ) -> None: ...  # pragma: no cover
+
+
+class Msg:
+    """A message as it came: ``subject``, ``reply`` ("" when there is none), ``data`` (bytes),
+    ``headers`` (None when there are none) and ``sub``, the subscription it came for.
+    """
+
+    __slots__ = ("_block", "_headers", "data", "reply", "sid", "sub", "subject")
+
+    subject: str
+    reply: str
+    data: bytes
+    sid: int
+    sub: Responder | None
+
+    def __init__(
+        self, subject: str, sid: int, reply: str, block: bytes | None, data: bytes
+    ) -> None:
+        self.subject = subject
+        self.sid = sid
+        self.reply = reply
+        self._block = block
+        self.data = data
+        self.sub = None
+
+    @property
+    def headers(self) -> Headers | None:
+        """The headers, parsed on first use; None when the message has none.
+
+        Raises ProtocolError when the block is no header block.
+        """
+        if self._block is None:
+            return None
+        try:
+            return self._headers
+        except AttributeError:
+            self._headers: Headers = decode_headers(self._block)
+            return self._headers
+
+    @property
+    def header(self) -> Headers | None:
+        """The same as ``headers``, under nats-py's older name."""
+        return self.headers
+
+    def respond(self, payload: Payload = b"", headers: HeaderSource | None = None) -> None:
+        """Publish *payload* to this message's reply subject. May switch as ``publish`` may.
+
+        Raises Error when the message asked for no answer, and what ``publish`` raises.
+        """
+        if not self.reply:
+            raise Error(f"message on {self.subject!r} has no reply subject to respond to")
+        if self.sub is None:
+            raise Error("this message belongs to no subscription: publish to msg.reply instead")
+        self.sub.respond_to(self.reply, payload, headers)
+
+    def __repr__(self) -> str:
+        reply = f" reply={self.reply!r}" if self.reply else ""
+        headers = f" headers={self.headers!r}" if self._block is not None else ""
+        data = self.data if len(self.data) <= 64 else self.data[:61] + b"..."
+        return f"<Msg {self.subject!r}{reply}{headers} data={data!r} ({len(self.data)} bytes)>"
+
+    def is_no_responders(self) -> bool:
+        """Whether this is the server's word that nobody listens: status 503, no payload."""
+        block = self._block
+        return block is not None and not self.data and block.startswith(b"NATS/1.0 503")
+
+
+def to_bytes(payload: Payload) -> bytes:
+    """Any bytes-like object as bytes, a str as UTF-8. Raises TypeError for anything else."""
+    if isinstance(payload, bytes):
+        return bytes(payload)
+    if isinstance(payload, str):
+        return payload.encode()
+    if isinstance(payload, (bytearray, memoryview)):
+        return bytes(payload)
+    try:
+        return memoryview(payload).tobytes()  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"payload: bytes-like or str is needed, not {type(payload).__name__}"
+        ) from None

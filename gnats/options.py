@@ -1,0 +1,230 @@
+"""Every option, grouped, frozen, checked when built. Values only. Seconds and bytes.
+
+``from_fields`` turns flat keywords into the grouped form; names never collide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from .errors import BadSubjectError, OptionError, OptionTypeError
+from .subjects import encode_subject
+from .url import Servers, parse_servers
+
+Secret = Union[str, Callable[[], str], None]
+
+
+@dataclass(frozen=True)
+class ReconnectOptions:
+    """What to do when the link is lost. Source: DESIGN 3.2 to 3.4, ADR-40."""
+
+    allow_reconnect: bool = True
+    #: Failed attempts per server in one outage; -1: never give up, 0: do not reconnect.
+    max_reconnect: int = 60
+    #: Seconds to wait after each full cycle of the pool; the first cycle does not wait.
+    reconnect_wait: float = 2.0
+    #: Set: the wait doubles per cycle up to it. None: the wait is flat.
+    reconnect_max_wait: float | None = None
+    #: Top of a uniform random addition to every wait, in seconds.
+    reconnect_jitter: float = 0.1
+    #: The same for a pool that uses TLS.
+    reconnect_jitter_tls: float = 1.0
+    #: Bytes that publish accepts while there is no link; 0: none, publish raises at once.
+    reconnect_buf_size: int = 8 * 1024 * 1024
+    #: ``cb(cycles) -> seconds``, asked once per full cycle instead of the above.
+    custom_reconnect_delay_cb: Callable[[int], float] | None = None
+    #: At-least-once publishing: keep messages until a PONG behind them, replay them on loss.
+    replay_unconfirmed: bool = False
+    #: First connect: return at once and go on trying in the background.
+    retry_on_failed_connect: bool = False
+    #: Do not give up when one server answers with the same auth error twice.
+    ignore_auth_error_abort: bool = False
+    #: Do not add the servers that INFO announces.
+    ignore_discovered_servers: bool = False
+    #: Shuffle the configured servers; otherwise their order is the order of preference.
+    randomize_servers: bool = False
+
+    def __post_init__(self) -> None:
+        _bools(self, "allow_reconnect", "replay_unconfirmed", "retry_on_failed_connect")
+        _bools(self, "ignore_auth_error_abort", "ignore_discovered_servers", "randomize_servers")
+        _int(self, "max_reconnect", at_least=-1)
+        _seconds(self, "reconnect_wait", "reconnect_jitter", "reconnect_jitter_tls")
+        _seconds(self, "reconnect_max_wait", optional=True)
+        if self.reconnect_max_wait is not None and self.reconnect_max_wait < self.reconnect_wait:
+            raise OptionError(
+                "reconnect_max_wait",
+                f"it must not be below reconnect_wait ({self.reconnect_wait} s)",
+            )
+        _int(self, "reconnect_buf_size", at_least=0)
+        _callables(self, "custom_reconnect_delay_cb")
+        if self.replay_unconfirmed and self.reconnect_buf_size == 0:
+            raise OptionError("reconnect_buf_size", "replay_unconfirmed needs room: above 0")
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Called in one greenlet, in order, once per event. They may call any method."""
+
+    connected_cb: Callable[[Any], Any] | None = None  #: (conn) the first link is up
+    disconnected_cb: Callable[[Any], Any] | None = None  #: (conn) once per loss
+    reconnected_cb: Callable[[Any], Any] | None = None  #: (conn) restored, pending replayed
+    closed_cb: Callable[[Any], Any] | None = None  #: (conn) the last callback of all
+    #: (conn, exc) an error that no caller was there to receive
+    error_cb: Callable[[Any, Exception], Any] | None = None
+    discovered_servers_cb: Callable[[Any], Any] | None = None  #: (conn) INFO named new servers
+    lame_duck_cb: Callable[[Any], Any] | None = None  #: (conn) the server is about to leave
+    status_cb: Callable[[Any, Any, Any], Any] | None = None  #: (conn, old, new)
+
+    def __post_init__(self) -> None:
+        _callables(self, *(f.name for f in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True)
+class ConnectionOptions:
+    """Everything that shapes a connection. Raises OptionError, which names the field."""
+
+    servers: Servers = None
+    reconnect: ReconnectOptions = field(default_factory=ReconnectOptions)
+    callbacks: Callbacks = field(default_factory=Callbacks)
+
+    #: One deadline per attempt, in seconds: DNS, TCP, INFO, CONNECT and PONG together.
+    connect_timeout: float = 5.0
+    ping_interval: float = 120.0  #: seconds between keepalive PINGs
+    max_pings_out: int = 2  #: unanswered PINGs that are still borne
+    drain_timeout: float = 30.0  #: seconds
+    write_timeout: float = 30.0  #: seconds without progress of a send: a lost link
+    #: Longest that one publish waits for room, in seconds; None: until there is room.
+    publish_timeout: float | None = None
+    pending_msgs_limit: int = 512 * 1024  #: per subscription
+    pending_bytes_limit: int = 64 * 1024 * 1024  #: per subscription, bytes
+
+    user: Secret = field(default=None, repr=False)
+    password: Secret = field(default=None, repr=False)
+    token: Secret = field(default=None, repr=False)
+
+    name: str = ""  #: shown in the server's monitoring
+    verbose: bool = False
+    pedantic: bool = False
+    no_echo: bool = False  #: do not deliver our own messages to our own subscriptions
+    inbox_prefix: str = "_INBOX"
+
+    def __post_init__(self) -> None:
+        if self.servers is not None and not isinstance(self.servers, (str, tuple)):
+            object.__setattr__(self, "servers", tuple(self.servers))
+        parse_servers(self.servers)
+        _instance(self, "reconnect", ReconnectOptions)
+        _instance(self, "callbacks", Callbacks)
+        _seconds(self, "connect_timeout", "ping_interval", "write_timeout", positive=True)
+        _seconds(self, "drain_timeout")
+        _seconds(self, "publish_timeout", optional=True)
+        _int(self, "max_pings_out", at_least=1)
+        _int(self, "pending_msgs_limit", "pending_bytes_limit", at_least=1)
+        _bools(self, "verbose", "pedantic", "no_echo")
+        _instance(self, "name", str)
+        _check_credentials(self)
+        _check_inbox_prefix(self.inbox_prefix)
+
+
+_GROUPS: dict[str, type] = {"reconnect": ReconnectOptions, "callbacks": Callbacks}
+
+
+def from_fields(options: ConnectionOptions | None, fields: dict[str, Any]) -> ConnectionOptions:
+    """*options* (or the defaults) with flat *fields* laid over them.
+
+    Raises TypeError for a name that no group has, with the nearest one; OptionError.
+    """
+    if options is not None and not isinstance(options, ConnectionOptions):
+        raise TypeError(f"options: ConnectionOptions is needed, not {type(options).__name__}")
+    base = options or ConnectionOptions()
+    own: dict[str, Any] = {}
+    grouped: dict[str, dict[str, Any]] = {group: {} for group in _GROUPS}
+    for name, value in fields.items():
+        group = _HOME.get(name)
+        if group is None:
+            raise TypeError(f"unknown option {name!r}{_nearest(name)}")
+        (grouped[group] if group else own)[name] = value
+    for group, changes in grouped.items():
+        if changes:
+            start = own.get(group, getattr(base, group))
+            own[group] = dataclasses.replace(start, **changes)
+    return dataclasses.replace(base, **own) if own else base
+
+
+def _homes() -> dict[str, str]:
+    """Field name to the group it lives in; "" for ConnectionOptions itself."""
+    homes = {f.name: "" for f in dataclasses.fields(ConnectionOptions)}
+    for group, kind in _GROUPS.items():
+        homes.update({f.name: group for f in dataclasses.fields(kind)})
+    return homes
+
+
+_HOME = _homes()
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, _HOME, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _instance(options: object, name: str, kind: type) -> None:
+    value = getattr(options, name)
+    if not isinstance(value, kind):
+        raise OptionTypeError(name, f"{kind.__name__} is needed, not {type(value).__name__}")
+
+
+def _bools(options: object, *names: str) -> None:
+    for name in names:
+        _instance(options, name, bool)
+
+
+def _callables(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not callable(value):
+            raise OptionTypeError(name, f"a callable is needed, not {type(value).__name__}")
+
+
+def _int(options: object, *names: str, at_least: int) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise OptionTypeError(name, f"an int is needed, not {type(value).__name__}")
+        if value < at_least:
+            raise OptionError(name, f"it must be {at_least} or more, not {value}")
+
+
+def _seconds(options: object, *names: str, optional: bool = False, positive: bool = False) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise OptionTypeError(name, f"seconds are needed, not {type(value).__name__}")
+        # Written so that NaN fails; infinity fails because a loop's timer cannot hold it.
+        if not (value > 0 if positive else value >= 0) or value == float("inf"):
+            least = "more than 0" if positive else "0 or more"
+            raise OptionError(name, f"it must be {least} seconds and finite, not {value}")
+
+
+def _check_credentials(options: ConnectionOptions) -> None:
+    for name in ("user", "password", "token"):
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, str) and not callable(value):
+            raise OptionTypeError(
+                name, f"a str or a callable is needed, not {type(value).__name__}"
+            )
+    if options.password is not None and options.user is None:
+        raise OptionError("password", "it needs a user beside it")
+    if options.token is not None and options.user is not None:
+        raise OptionError("token", "give a token or a user, not both")
+
+
+def _check_inbox_prefix(prefix: object) -> None:
+    try:
+        encode_subject(prefix)  # type: ignore[arg-type]
+    except BadSubjectError as exc:
+        raise OptionError("inbox_prefix", exc.reason) from None

@@ -1,0 +1,109 @@
+"""The greenlet that reads: recv → parse → hand on. The only one that reads the socket.
+
+It runs no user code, writes nothing (a PONG goes through the buffer) and, when the link fails,
+reports and returns; the reconnector acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import gevent
+
+from . import commands
+from .buffer import OutboundBuffer
+from .errors import Error, ProtocolError
+from .info import ServerInfo
+from .message import Msg
+from .parser import Err, Event, Info, Parser, Ping, Pong
+from .pings import Pings
+from .transport import Transport
+
+# A flood is read without ever blocking, so the loop would never turn: give it back after this
+# many messages. At about 2 µs a message that is a few milliseconds.
+YIELD_EVERY = 2048
+
+
+class Sink(Protocol):
+    """Where the messages of one subscription go."""
+
+    def push(self, msg: Msg) -> None: ...  # pragma: no cover
+
+
+class Reader:
+    """One link's reader; ``run`` is its greenlet."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        parser: Parser,
+        buffer: OutboundBuffer,
+        pings: Pings,
+        sinks: dict[int, Sink],
+        on_info: Callable[[ServerInfo], None],
+        on_err: Callable[[str], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._transport = transport
+        self._parser = parser
+        self._buffer = buffer
+        self._pings = pings
+        self._sinks = sinks
+        self._on_info = on_info
+        self._on_err = on_err
+        self._fail = fail
+        self.in_msgs = 0
+        self.in_bytes = 0
+        self.in_unknown = 0  # messages for a sid that is no more: in flight when it ended
+        self.chunks = 0  # recv calls that brought something: how keepalive sees life
+
+    def run(self, early: Iterable[Event] = ()) -> None:
+        """Read until the link fails. *early*: events that came with the handshake's PONG."""
+        recv, feed = self._transport.recv, self._parser.feed
+        since_yield = 0
+        try:
+            self._dispatch(early)
+            while True:
+                data = recv()
+                self.chunks += 1
+                events = feed(data)
+                self._dispatch(events)
+                since_yield += len(events)
+                if since_yield >= YIELD_EVERY:
+                    since_yield = 0
+                    gevent.sleep(0)
+        except ProtocolError as exc:
+            self._dispatch(exc.events)
+            self._fail(exc)
+        except Error as exc:
+            self._fail(exc)
+
+    def _dispatch(self, events: Iterable[Event]) -> None:
+        """Hand each event on. Never switches, so a kill cannot lose half a batch."""
+        sinks = self._sinks
+        count = size = 0
+        for event in events:
+            if event.__class__ is Msg:
+                count += 1
+                size += len(event.data)
+                try:
+                    sink = sinks[event.sid]
+                except KeyError:
+                    self.in_unknown += 1
+                else:
+                    sink.push(event)
+            else:
+                self._on_event(event)
+        self.in_msgs += count
+        self.in_bytes += size
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Ping):
+            self._buffer.append_control(commands.PONG)
+        elif isinstance(event, Pong):
+            self._pings.pong()
+        elif isinstance(event, Info):
+            self._on_info(event.info)
+        elif isinstance(event, Err):
+            self._on_err(event.text)

@@ -1,0 +1,187 @@
+"""One live link: its transport, its three greenlets, and the one reason why it ended.
+
+A session is made anew for every link and has a generation number; a late failure of an old
+one fails only the old one. It never decides what comes next: the reconnector does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import gevent
+from gevent import Greenlet
+
+from .backoff import Deadline
+from .buffer import OutboundBuffer
+from .errors import TimeoutError
+from .flusher import Flusher
+from .handshake import ConnectFields, Handshake
+from .info import ServerInfo
+from .keepalive import Keepalive
+from .parser import Event, Parser
+from .pings import Pings
+from .reader import Reader, Sink
+from .transport import Transport, dial
+from .url import ServerURL
+
+# Killed greenlets of a session end within a loop turn; the bound is for the unforeseen.
+JOIN_TIMEOUT = 1.0
+
+
+class ExitSignal:
+    """The first cause of a link's end wins; later ones are no news."""
+
+    __slots__ = ("_on_fail", "cause")
+
+    def __init__(self, on_fail: Callable[[], None]) -> None:
+        self.cause: Exception | None = None
+        self._on_fail = on_fail
+
+    def fail(self, cause: Exception) -> None:
+        """End the link because of *cause*. Never switches; the owner acts."""
+        if self.cause is None:
+            self.cause = cause
+            self._on_fail()
+
+
+class Opened:
+    """A link whose handshake is over: everything a session starts from."""
+
+    __slots__ = ("early", "info", "parser", "transport", "url")
+
+    def __init__(
+        self,
+        url: ServerURL,
+        transport: Transport,
+        parser: Parser,
+        info: ServerInfo,
+        early: list[Event],
+    ) -> None:
+        self.url = url
+        self.transport = transport
+        self.parser = parser
+        self.info = info
+        self.early = early
+
+
+def open_link(
+    url: ServerURL, connect_fields: ConnectFields, deadline: Deadline, write_timeout: float
+) -> Opened:
+    """Dial and shake hands within one deadline. Switches; leaves nothing open when it raises.
+
+    Raises TransportError, TimeoutError, ProtocolError, AuthorizationError and the other
+    refusals of a server, SecureConnRequiredError.
+    """
+    limit = gevent.Timeout.start_new(deadline.remaining())
+    stage = "connecting"
+    transport = None
+    try:
+        transport = dial(url.host, url.port, deadline, write_timeout)
+        parser = Parser()
+        handshake = Handshake(parser, connect_fields)
+        while not handshake.done:
+            stage = f"waiting for the server's {handshake.stage}"
+            out = handshake.feed(transport.recv())
+            if out:
+                transport.send_all(out)
+        assert handshake.info is not None
+        opened = Opened(url, transport, parser, handshake.info, handshake.early)
+        transport = None
+        return opened
+    except gevent.Timeout as exc:
+        if exc is not limit:
+            raise
+        raise TimeoutError(
+            f"connect_timeout ({deadline.seconds} s) ran out while {stage}", deadline.seconds
+        ) from None
+    finally:
+        limit.close()
+        if transport is not None:
+            transport.close()
+
+
+class Session:
+    """The reader, the flusher and the keepalive of one link."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        generation: int,
+        buffer: OutboundBuffer,
+        sinks: dict[int, Sink],
+        ping_interval: float,
+        max_pings_out: int,
+        on_info: Callable[[Session, ServerInfo], None],
+        on_err: Callable[[Session, str], None],
+        on_written: Callable[[bool], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        self.url = opened.url
+        self.info = opened.info
+        self.generation = generation
+        self.exit = ExitSignal(on_exit)
+        self.pings = Pings(buffer)
+        self.written = False  # a first batch, the replay included, has left
+        self.lame_duck = False
+        self.last_refusal: Exception | None = None  # an -ERR that closed nothing by itself
+        self.lifetime = 0.0  # seconds; known once it is closed
+        self._began = time.monotonic()
+        self._opened = opened
+        self._on_written = on_written
+        self._reader = Reader(
+            opened.transport,
+            opened.parser,
+            buffer,
+            self.pings,
+            sinks,
+            lambda info: on_info(self, info),
+            lambda text: on_err(self, text),
+            self.exit.fail,
+        )
+        self._flusher = Flusher(opened.transport, buffer, self.pings, self._wrote, self.exit.fail)
+        self._keepalive = Keepalive(
+            self.pings, ping_interval, max_pings_out, lambda: self._reader.chunks, self.exit.fail
+        )
+        self._greenlets: list[Greenlet[..., None]] = []
+
+    def start(self) -> None:
+        """Start the three greenlets. Never switches."""
+        self._greenlets = [
+            gevent.spawn(self._guarded, self._reader.run, self._opened.early),
+            gevent.spawn(self._guarded, self._flusher.run),
+            gevent.spawn(self._guarded, self._keepalive.run),
+        ]
+
+    def close(self) -> None:
+        """End the greenlets and close the link, whatever the other side does. Switches."""
+        try:
+            gevent.killall(self._greenlets, block=True, timeout=JOIN_TIMEOUT)
+        finally:
+            self._opened.transport.close()
+            self.pings.lost()
+            self.lifetime = time.monotonic() - self._began
+
+    @property
+    def in_msgs(self) -> int:
+        return self._reader.in_msgs
+
+    @property
+    def in_bytes(self) -> int:
+        return self._reader.in_bytes
+
+    @property
+    def in_unknown(self) -> int:
+        return self._reader.in_unknown
+
+    def _wrote(self) -> None:
+        first, self.written = not self.written, True
+        self._on_written(first)
+
+    def _guarded(self, run: Callable[..., None], *args: object) -> None:
+        """A bug in a greenlet of ours ends the link, loudly, and never leaves it half alive."""
+        try:
+            run(*args)
+        except Exception as exc:
+            self.exit.fail(exc)
+            raise

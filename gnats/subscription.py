@@ -1,0 +1,523 @@
+"""Subscriptions: one queue each, filled by the reader, emptied by a greenlet of its own.
+
+The reader only calls ``push``; a user's callback never runs there. The delivery greenlet lives
+while there are messages; an idle subscription is one small object and nothing else. A full
+queue drops the new message, counts it, and reports once per episode.
+
+``Subscriptions`` is the registry: sid to subscription, and what a new link must be told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import gevent
+from gevent import getcurrent
+
+from . import commands
+from .backoff import Deadline
+from .errors import (
+    BadSubscriptionError,
+    ConnectionClosedError,
+    ConnectionReconnectingError,
+    DrainTimeoutError,
+    Error,
+    FlushInterruptedError,
+    SlowConsumerError,
+    TimeoutError,
+)
+from .headers import HeaderSource
+from .message import Msg, Payload
+from .waiting import Line, check_timeout
+
+Handler = Callable[[Msg], Any]
+
+# A handler that only computes gives the loop back this often (seconds): a flood of messages
+# must not keep a web server in the same process from its requests.
+SLICE = 0.005
+
+
+class Host:
+    """What a subscription needs of its connection, handed down; see ``Connection``."""
+
+    __slots__ = ("flush", "is_closed", "publish", "report", "send_control", "drain_timeout")
+
+    def __init__(
+        self,
+        publish: Callable[..., None],
+        flush: Callable[[float | None], Any],
+        report: Callable[[Exception], None],
+        send_control: Callable[[bytes], None],
+        is_closed: Callable[[], bool],
+        drain_timeout: float,
+    ) -> None:
+        self.publish = publish
+        self.flush = flush
+        self.report = report  # an error nobody waits for: error_cb
+        self.send_control = send_control  # a control frame, if there is a link
+        self.is_closed = is_closed
+        self.drain_timeout = drain_timeout
+
+
+class Subscription:
+    """Interest in a subject. Made by ``Connection.subscribe``; a context manager that
+    unsubscribes, and an iterator that ends when the subscription does.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accepting",
+        "_bytes",
+        "_cb",
+        "_concurrency",
+        "_end_cause",
+        "_host",
+        "_line",
+        "_max_msgs",
+        "_queue",
+        "_received",
+        "_registry",
+        "_running",
+        "_slow",
+        "delivered",
+        "dropped",
+        "pending_bytes_limit",
+        "pending_msgs_limit",
+        "queue",
+        "sid",
+        "subject",
+    )
+
+    def __init__(
+        self,
+        registry: Subscriptions,
+        sid: int,
+        subject: str,
+        queue: str,
+        cb: Handler | None,
+        pending_msgs_limit: int,
+        pending_bytes_limit: int,
+        concurrency: int,
+    ) -> None:
+        self.sid = sid
+        self.subject = subject
+        self.queue = queue
+        self.pending_msgs_limit = pending_msgs_limit
+        self.pending_bytes_limit = pending_bytes_limit
+        #: Messages handed to the user so far.
+        self.delivered = 0
+        #: Messages that found no room, or were given up by unsubscribe() or close().
+        self.dropped = 0
+        self._registry = registry
+        self._host = registry.host
+        self._cb = cb
+        self._concurrency = concurrency
+        # An empty deque weighs 600 bytes: it exists only while there are messages.
+        self._queue: deque[Msg] | None = None
+        self._bytes = 0
+        self._received = 0
+        self._running = 0  # delivery greenlets
+        self._max_msgs = 0  # auto-unsubscribe after that many received; 0: never
+        self._accepting = True
+        self._slow = False  # within an episode of dropping
+        self._end_cause: Exception | None = None
+        self._line: Line | None = None  # who waits for a message, or for the queue to empty
+
+    # -- the reader's side ---------------------------------------------------------------
+
+    def push(self, msg: Msg) -> None:
+        """Queue one message. Never switches, never raises; the reader calls it."""
+        if not self._accepting:
+            self._registry.count_dropped(1)
+            return
+        msg.sub = self
+        self._received += 1
+        size = len(msg.data)
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = deque()
+        if len(queue) >= self.pending_msgs_limit or self._bytes + size > self.pending_bytes_limit:
+            self._drop_one(len(queue))
+        else:
+            queue.append(msg)
+            self._bytes += size
+            if self._running < self._concurrency:
+                self._start_delivery()
+            elif self._line is not None:
+                self._line.wake_all()
+        if self._received == self._max_msgs:
+            self._end(None)
+
+    def _drop_one(self, pending: int) -> None:
+        self.dropped += 1
+        self._registry.count_dropped(1)
+        if not self._slow:
+            self._slow = True
+            self._host.report(SlowConsumerError(self.subject, self.sid, pending, self._bytes))
+
+    def _pop(self, queue: deque[Msg]) -> Msg:
+        msg = queue.popleft()
+        self._bytes -= len(msg.data)
+        self.delivered += 1
+        # The episode is over once half of the queue is free: with the edge at one message,
+        # every message of a slow consumer would be an episode of its own.
+        if self._slow and len(queue) <= self.pending_msgs_limit // 2:
+            self._slow = self._bytes > self.pending_bytes_limit // 2
+        return msg
+
+    # -- delivery ------------------------------------------------------------------------
+
+    def _start_delivery(self) -> None:
+        self._running += 1
+        gevent.spawn(self._deliver)
+
+    def _deliver(self) -> None:
+        current = getcurrent()
+        self._registry.delivering[current] = self
+        try:
+            self._deliver_queued()
+        finally:
+            del self._registry.delivering[current]
+            self._running -= 1
+            if self._queue:
+                # Only a kill that a handler brought upon its greenlet gets here.
+                self._start_delivery()
+            else:
+                self._settle()
+
+    def _deliver_queued(self) -> None:
+        cb, clock = self._cb, time.monotonic
+        assert cb is not None
+        until = clock() + SLICE
+        while self._queue:
+            msg = self._pop(self._queue)
+            try:
+                cb(msg)
+            except (Exception, gevent.Timeout) as exc:
+                self._registry.handler_failed(self, exc)
+            if clock() > until:
+                gevent.sleep(0)
+                until = clock() + SLICE
+
+    def _settle(self) -> None:
+        """The queue is empty: back to a small object, and tell who waits for that."""
+        if not self._queue and not self._running:
+            if self._cb is not None:
+                self._queue = None
+            if self._line is not None:
+                self._line.wake_all()
+
+    # -- the user's side -----------------------------------------------------------------
+
+    def next_msg(self, timeout: float | None = 1.0) -> Msg:
+        """The next message, in order. Switches only when none is queued.
+
+        *timeout* is in seconds; None waits for ever, but ends with the connection. Raises
+        TimeoutError, BadSubscriptionError when the subscription has ended and its queue is
+        empty, ConnectionClosedError when the connection has, and Error when the subscription
+        has a callback.
+        """
+        check_timeout(timeout)
+        if self._cb is not None:
+            raise Error(f"next_msg: the subscription to {self.subject!r} delivers to its callback")
+        if self._queue:
+            return self._take()
+        deadline = Deadline(timeout)
+        while not self._queue:
+            if not self._accepting:
+                raise self._ended()
+            if not self._wait(deadline):
+                raise TimeoutError(f"no message on {self.subject!r} within {timeout} s", timeout)
+        return self._take()
+
+    def __iter__(self) -> Iterator[Msg]:
+        """Messages as they come, until the subscription or the connection ends. Switches."""
+        while True:
+            try:
+                yield self.next_msg(timeout=None)
+            except (BadSubscriptionError, ConnectionClosedError):
+                return
+
+    messages = property(__iter__, doc="The same iterator, under nats-py's name.")
+
+    def unsubscribe(self, limit: int = 0) -> None:
+        """End the subscription now, or once *limit* messages in all have come. Never switches.
+
+        Ending now gives up what is queued, and counts it in ``dropped``. Raises
+        BadSubscriptionError when it has ended already, ConnectionClosedError.
+        """
+        self._check_live()
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise BadSubscriptionError(
+                self.subject, f"unsubscribe: limit must be an int of 0 or more, not {limit!r}"
+            )
+        if limit > self._received:
+            self._max_msgs = limit
+            self._host.send_control(commands.unsub(self.sid, limit))
+            return
+        if limit == 0:
+            self.give_up()
+        self._host.send_control(commands.unsub(self.sid))
+        self._end(None)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """End the subscription after all that the server has sent is handled. Switches.
+
+        *timeout* is in seconds, None is the connection's ``drain_timeout``. Raises
+        DrainTimeoutError when handlers (or callers of ``next_msg``) did not keep up; the
+        subscription has ended all the same. Called by its own handler it does not wait for
+        the handler that called it.
+        """
+        check_timeout(timeout)
+        self._check_live()
+        deadline = Deadline(self._host.drain_timeout if timeout is None else timeout)
+        self._host.send_control(commands.unsub(self.sid))
+        self._registry.stop_restoring(self)
+        try:
+            self._host.flush(deadline.remaining())
+        except (FlushInterruptedError, ConnectionReconnectingError, ConnectionClosedError):
+            pass  # the link is gone and with it whatever the server still had for us
+        except TimeoutError:
+            self._abandon_drain(deadline)
+        self._end(None)
+        self.join(deadline)
+
+    def join(self, deadline: Deadline) -> None:
+        """Wait until the queue is handled. Raises DrainTimeoutError and gives up the rest."""
+        while self._busy():
+            if not self._wait(deadline):
+                self._abandon_drain(deadline)
+
+    def _abandon_drain(self, deadline: Deadline) -> None:
+        left = self.give_up() + self._running
+        self._end(None)
+        raise DrainTimeoutError(deadline.seconds, left, 0, f"subscription to {self.subject!r}")
+
+    def _busy(self) -> bool:
+        own = 1 if self._registry.delivering.get(getcurrent()) is self else 0
+        if own and self._concurrency == 1:
+            return False  # its handler waits for itself; the rest comes when that returns
+        return bool(self._queue) or self._running > own
+
+    @property
+    def pending_msgs(self) -> int:
+        """Messages queued and not handed to the user yet."""
+        return len(self._queue) if self._queue else 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Payload bytes of the queued messages."""
+        return self._bytes
+
+    @property
+    def received(self) -> int:
+        """Messages that have come from the server, dropped ones included."""
+        return self._received
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended and everything queued was handed over."""
+        return not self._accepting and not self._queue
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued and no handler runs."""
+        return not self._queue and not self._running
+
+    def respond_to(self, reply: str, payload: Payload, headers: HeaderSource | None) -> None:
+        """Publish an answer; ``Msg.respond`` calls it."""
+        self._host.publish(reply, payload, headers=headers)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._accepting and not self._host.is_closed():
+            self.unsubscribe()
+
+    def __repr__(self) -> str:
+        queue = f" queue={self.queue!r}" if self.queue else ""
+        state = "closed" if self.is_closed else f"pending={self.pending_msgs}"
+        return f"<Subscription {self.sid} {self.subject!r}{queue} {state}>"
+
+    # -- the registry's side -------------------------------------------------------------
+
+    def frames(self) -> list[bytes]:
+        """What a new link must be told: SUB, and UNSUB with the remaining count."""
+        frames = [commands.sub(self.sid, self.subject.encode(), self.queue.encode())]
+        if self._max_msgs:
+            frames.append(commands.unsub(self.sid, self._max_msgs - self._received))
+        return frames
+
+    def end(self, cause: Exception | None) -> None:
+        """Take no more messages; what is queued is still delivered."""
+        self._end(cause)
+
+    def give_up(self) -> int:
+        """Drop what is queued, and count it. Returns how many."""
+        queue, self._queue = self._queue, None
+        self._bytes = 0
+        left = len(queue) if queue else 0
+        self.dropped += left
+        self._registry.count_dropped(left)
+        return left
+
+    # -- inside --------------------------------------------------------------------------
+
+    def _take(self) -> Msg:
+        assert self._queue is not None
+        msg = self._pop(self._queue)
+        if not self._queue:
+            self._settle()
+        return msg
+
+    def _wait(self, deadline: Deadline) -> bool:
+        if self._line is None:
+            self._line = Line()
+        return self._line.wait(deadline.remaining())
+
+    def _end(self, cause: Exception | None) -> None:
+        if not self._accepting:
+            return
+        self._accepting = False
+        self._end_cause = cause
+        self._registry.remove(self)
+        if self._line is not None:
+            self._line.wake_all()
+
+    def _check_live(self) -> None:
+        if self._host.is_closed():
+            raise ConnectionClosedError
+        if not self._accepting:
+            raise BadSubscriptionError(self.subject)
+
+    def _ended(self) -> Error:
+        error: Error = BadSubscriptionError(self.subject)
+        if isinstance(self._end_cause, ConnectionClosedError):
+            error = ConnectionClosedError()
+        error.__cause__ = self._end_cause
+        return error
+
+
+class InboxSubscription(Subscription):
+    """The one subscription behind all requests: its messages go straight to who waits."""
+
+    __slots__ = ("_deliver_reply",)
+
+    def __init__(
+        self, registry: Subscriptions, sid: int, subject: str, deliver: Callable[[Msg], None]
+    ) -> None:
+        super().__init__(registry, sid, subject, "", None, 1, 1, 1)
+        self._deliver_reply = deliver
+
+    def push(self, msg: Msg) -> None:
+        msg.sub = self
+        self._received += 1
+        self._deliver_reply(msg)
+
+
+class Subscriptions:
+    """The registry: every live subscription by sid, in the order in which they were made."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.by_sid: dict[int, Subscription] = {}
+        #: The subscription that each delivery greenlet works for.
+        self.delivering: dict[Any, Subscription] = {}
+        self.in_dropped = 0
+        self._last_sid = 0
+        self._not_restored: set[int] = set()
+
+    def add(
+        self,
+        subject: str,
+        queue: str,
+        cb: Handler | None,
+        pending_msgs_limit: int,
+        pending_bytes_limit: int,
+        concurrency: int,
+        max_msgs: int = 0,
+    ) -> Subscription:
+        """Make a subscription and, if there is a link, tell the server. Never switches."""
+        self._last_sid += 1
+        sub = Subscription(
+            self,
+            self._last_sid,
+            subject,
+            queue,
+            cb,
+            pending_msgs_limit,
+            pending_bytes_limit,
+            # Without a callback there is nothing to run, whatever was asked for.
+            concurrency if cb is not None else 0,
+        )
+        sub._max_msgs = max_msgs
+        self.by_sid[sub.sid] = sub
+        for frame in sub.frames():
+            self.host.send_control(frame)
+        return sub
+
+    def add_inbox(self, subject: str, deliver: Callable[[Msg], None]) -> None:
+        """Make the subscription for replies. Never switches."""
+        self._last_sid += 1
+        inbox = InboxSubscription(self, self._last_sid, subject, deliver)
+        self.by_sid[inbox.sid] = inbox
+        self.host.send_control(inbox.frames()[0])
+
+    def of_users(self) -> list[Subscription]:
+        """The live subscriptions that users made."""
+        return [s for s in self.by_sid.values() if not isinstance(s, InboxSubscription)]
+
+    def remove(self, sub: Subscription) -> None:
+        self.by_sid.pop(sub.sid, None)
+        self._not_restored.discard(sub.sid)
+
+    def stop_restoring(self, sub: Subscription) -> None:
+        """A draining subscription still takes messages, but no new link is told of it."""
+        self._not_restored.add(sub.sid)
+
+    def restore_frames(self) -> list[bytes]:
+        """SUB, and UNSUB where there is a limit, for every live subscription."""
+        return [
+            frame
+            for sub in list(self.by_sid.values())
+            if sub.sid not in self._not_restored
+            for frame in sub.frames()
+        ]
+
+    def refused(self, subject: str, queue: str, error: Exception) -> list[Subscription]:
+        """The server forbids *subject*: end the subscriptions it names. Returns them."""
+        named = [
+            sub for sub in self.by_sid.values() if sub.subject == subject and sub.queue == queue
+        ]
+        for sub in named:
+            sub.end(error)
+        return named
+
+    def end_all(self, cause: Exception) -> None:
+        """The connection is closed: end every subscription and give up what is queued."""
+        for sub in list(self.by_sid.values()):
+            sub.give_up()
+            sub.end(cause)
+
+    def count_dropped(self, count: int) -> None:
+        self.in_dropped += count
+
+    def handler_failed(self, sub: Subscription, exc: BaseException) -> None:
+        """A handler raised; tell who reports such things."""
+        self.host.report(HandlerError(sub.subject, exc))
+
+
+class HandlerError(Error):
+    """A subscription's callback raised. The exception itself is ``__cause__``."""
+
+    def __init__(self, subject: str, exc: BaseException) -> None:
+        super().__init__(f"the handler of {subject!r} raised {type(exc).__name__}: {exc}")
+        self.subject = subject
+        self.__cause__ = exc

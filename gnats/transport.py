@@ -1,0 +1,125 @@
+"""The only file that touches a socket. Bytes over one TCP link, errors translated at the border.
+
+Room for TLS and WebSocket: they wrap what ``dial`` connects, behind the same three calls.
+Source for "each address tried": ADR-11.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from gevent import socket
+
+from .backoff import Deadline
+from .errors import TimeoutError, TransportError, UnexpectedEOF, WriteStalledError
+
+# 64 KiB: one recv takes what a kernel hands over at once on loopback; 128 KiB and 256 KiB
+# measured no faster, and a larger one crosses malloc's mmap threshold on every call.
+RECV_SIZE = 64 * 1024
+
+_WOULD_BLOCK = (errno.EWOULDBLOCK, errno.EAGAIN)
+
+
+class Transport:
+    """One connected link. Made by ``dial``; the session that owns it closes it."""
+
+    def __init__(self, sock: socket.socket, write_timeout: float) -> None:
+        self._sock = sock
+        self._write_timeout = write_timeout
+
+    def recv(self) -> bytes:
+        """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError."""
+        try:
+            data = self._sock.recv(RECV_SIZE)
+        except OSError as exc:
+            raise _translate(exc, "receive") from exc
+        if not data:
+            raise UnexpectedEOF
+        return data
+
+    def send(self, data: memoryview) -> int:
+        """Hand bytes to the kernel; returns how many it took, at least one.
+
+        Switches only while the kernel takes none. Raises WriteStalledError when that lasts
+        ``write_timeout`` seconds, and TransportError.
+        """
+        while True:
+            try:
+                return self._sock.send(data, 0, 0.0)  # type: ignore[call-arg]
+            except OSError as exc:
+                if exc.errno not in _WOULD_BLOCK:
+                    raise _translate(exc, "send") from exc
+            self._wait_writable()
+
+    def send_all(self, data: bytes) -> None:
+        """Hand over all of *data*, as in the handshake, where nothing is counted."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send(view) :]
+
+    def close(self) -> None:
+        """Close at once, without waiting for the other side. Never raises, never switches."""
+        try:
+            self._sock.close()
+        except OSError:
+            pass
+
+    def _wait_writable(self) -> None:
+        stalled = WriteStalledError(self._write_timeout)
+        try:
+            socket.wait_write(self._sock.fileno(), self._write_timeout, stalled)
+        except OSError as exc:
+            raise _translate(exc, "send") from exc
+
+
+def dial(host: str, port: int, deadline: Deadline, write_timeout: float) -> Transport:
+    """Resolve *host* anew, try each of its addresses, return the first link that connects.
+
+    Switches. Raises TransportError with the reason of the last address, or TimeoutError when
+    the deadline comes first; each address gets its share of the time that is left.
+    """
+    addresses = _resolve(host, port)
+    last: Exception | None = None
+    for index, (family, address) in enumerate(addresses):
+        remaining = deadline.remaining()
+        share = None if remaining is None else remaining / (len(addresses) - index)
+        try:
+            return Transport(_connect(family, address, share), write_timeout)
+        except OSError as exc:
+            last = exc
+    raise _translate(last, f"connect to {host}:{port}") from last
+
+
+def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+    try:
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no host name"
+        raise TransportError(f"cannot resolve {host!r}: {reason}") from exc
+    unique = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    if not unique:
+        raise TransportError(f"cannot resolve {host!r}: it has no address")
+    return list(unique)
+
+
+def _connect(family: int, address: tuple[object, ...], timeout: float | None) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(address)
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _translate(exc: BaseException | None, doing: str) -> Exception:
+    """The operating system's error in our words; the caller keeps it as the cause."""
+    if isinstance(exc, socket.timeout):
+        return TimeoutError(f"timed out: {doing}")
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return TransportError(f"cannot {doing}: {os.strerror(exc.errno)}")
+    return TransportError(f"cannot {doing}: {exc}")

@@ -1,0 +1,103 @@
+"""One server's address, read from what a person writes. Values only: nothing is resolved.
+
+Accepted: ``nats://host:port``, ``host:port``, ``host``, IPv6 in brackets, and credentials as
+``user:password@`` or ``token@``, percent-encoded where they must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Union
+from urllib.parse import unquote, urlsplit
+
+from .errors import BadURLError
+
+DEFAULT_PORT = 4222
+DEFAULT_URL = f"nats://127.0.0.1:{DEFAULT_PORT}"
+
+Servers = Union[str, Iterable[str], None]
+
+
+@dataclass(frozen=True)
+class ServerURL:
+    """Where a server is and, if the URL said so, who we are there. ``repr`` hides secrets."""
+
+    host: str
+    port: int = DEFAULT_PORT
+    user: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        """``host:port``, IPv6 in brackets: the identity of a server in the pool."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"nats://{self.address}"
+
+    @property
+    def has_credentials(self) -> bool:
+        return self.user is not None or self.token is not None
+
+
+def parse_url(text: str) -> ServerURL:
+    """Read one URL. Raises BadURLError, which never repeats what may be a password."""
+    if not isinstance(text, str):
+        raise BadURLError(f"a str is needed, not {type(text).__name__}")
+    text = text.strip()
+    if not text:
+        raise BadURLError("it is empty")
+    if "://" not in text:
+        text = "nats://" + text
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise BadURLError(f"{_without_secrets(text)}: {_reason(exc)}") from None
+    shown = _without_secrets(text)
+    if parts.scheme != "nats":
+        raise BadURLError(f"{shown}: scheme {parts.scheme!r} is not known; use nats://")
+    if not host or any(c.isspace() or ord(c) < 0x21 for c in host):
+        raise BadURLError(f"{shown}: it names no host")
+    if port == 0 or parts.netloc.endswith(":"):
+        raise BadURLError(f"{shown}: the port must be 1 to 65535")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise BadURLError(f"{shown}: nothing may follow the port")
+    user, password, token = _credentials(parts.username, parts.password)
+    return ServerURL(host, DEFAULT_PORT if port is None else port, user, password, token)
+
+
+def parse_servers(servers: Servers) -> list[ServerURL]:
+    """Read one URL, several joined by commas, or a list. None gives the default server."""
+    if servers is None:
+        servers = DEFAULT_URL
+    texts = servers.split(",") if isinstance(servers, str) else list(servers)
+    urls = [parse_url(text) for text in texts]
+    if not urls:
+        raise BadURLError("the list of servers is empty")
+    return list({url.address: url for url in urls}.values())
+
+
+def _credentials(
+    user: str | None, password: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """(user, password, token): a name without a password is a token, as in every client."""
+    if user is None:
+        return None, None, None
+    if password is None:
+        return None, None, unquote(user)
+    return unquote(user), unquote(password), None
+
+
+def _without_secrets(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    return repr(f"{scheme}://{rest.rpartition('@')[2]}")
+
+
+def _reason(exc: ValueError) -> str:
+    # urllib quotes the whole text in some messages, and with it the password.
+    message = str(exc).lower()
+    return "the port must be 1 to 65535" if "port" in message else "it cannot be read"

@@ -1,0 +1,88 @@
+"""How a greenlet waits for one word: a parked switch with a time-out, and nothing held after.
+
+A wake-up is a hint, never a delivery: whoever wakes looks at the state again, because a
+time-out or a kill may have struck in the same loop turn. So what is waited for lives in the
+waiter's own object, never in the switch.
+"""
+
+from __future__ import annotations
+
+from gevent import get_hub, getcurrent
+from gevent.hub import Waiter
+
+from .errors import OptionError
+
+
+class Park:
+    """A place for one greenlet to wait, once. Made by the greenlet that will wait in it."""
+
+    __slots__ = ("_waiter", "woken")
+
+    def __init__(self) -> None:
+        self._waiter: Waiter[object] = Waiter()
+        self.woken = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Switch away until ``wake`` (True) or until *timeout* seconds are over (False)."""
+        if self.woken:
+            return True
+        if timeout is None:
+            self._waiter.get()
+            return self.woken
+        if timeout <= 0:
+            return False
+        # A bare loop timer: gevent.Timeout costs three times as much and there is one of these
+        # per request.
+        timer = get_hub().loop.timer(timeout)
+        timer.start(self._waiter.switch, None)
+        try:
+            self._waiter.get()
+        finally:
+            timer.close()
+        return self.woken
+
+    def wake(self) -> None:
+        """End the wait in the next loop turn; from any greenlet or hub callback, any number of
+        times. Never switches."""
+        if not self.woken:
+            self.woken = True
+            get_hub().loop.run_callback(self._waiter.switch, None)
+
+
+class Line:
+    """Greenlets waiting for the same word. ``wake_all`` ends every wait. Never switches itself."""
+
+    __slots__ = ("_parks",)
+
+    def __init__(self) -> None:
+        self._parks: set[Park] = set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the next ``wake_all``; False when *timeout* seconds ran out first."""
+        park = Park()
+        self._parks.add(park)
+        try:
+            return park.wait(timeout)
+        finally:
+            self._parks.discard(park)
+
+    def wake_all(self) -> None:
+        parks, self._parks = self._parks, set()
+        for park in parks:
+            park.wake()
+
+
+def in_hub() -> bool:
+    """Whether the caller runs in the hub itself, where nothing may wait."""
+    return getcurrent() is get_hub()
+
+
+def check_timeout(timeout: float | None, name: str = "timeout") -> float | None:
+    """Refuse a time that is no time. Raises OptionError, which names the argument."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise OptionError(name, f"seconds are needed, not {type(timeout).__name__}")
+    if not timeout >= 0:  # NaN too
+        raise OptionError(name, f"it must be 0 or more seconds, not {timeout}")
+    return timeout
