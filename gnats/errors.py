@@ -12,7 +12,20 @@ from typing import Any
 
 
 class Error(Exception):
-    """The root: ``except gnats.errors.Error`` catches all that gnats raises on purpose."""
+    """The root: ``except gnats.errors.Error`` catches all that gnats raises on purpose.
+
+    Errors can be copied and pickled, facts included: task queues send them between processes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(kind: type[Error], args: tuple[Any, ...], facts: dict[str, Any]) -> Error:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 # -- bad input: raised in the caller, before anything is half done -----------------------

@@ -19,8 +19,9 @@ OnPong = Callable[[bool], None]
 class Pings:
     """The PINGs of one link. Never switches."""
 
-    def __init__(self, buffer: OutboundBuffer) -> None:
+    def __init__(self, buffer: OutboundBuffer, on_confirmed: Callable[[], None]) -> None:
         self._buffer = buffer
+        self._on_confirmed = on_confirmed  # kept messages may have been let go: there is room
         self._queue: deque[tuple[int, OnPong | None]] = deque()
         self.sent = 0
         self._lost = False
@@ -41,6 +42,7 @@ class Pings:
             return
         position, on_pong = self._queue.popleft()
         self._buffer.confirm(position)
+        self._on_confirmed()
         if on_pong is not None:
             on_pong(True)
 

@@ -23,6 +23,8 @@ from .transport import Transport
 # A flood is read without ever blocking, so the loop would never turn: give it back after this
 # many messages. At about 2 µs a message that is a few milliseconds.
 YIELD_EVERY = 2048
+# Large payloads make few messages of much work: one recv counts as much as this many.
+CHUNK_COST = 64
 
 
 class Sink(Protocol):
@@ -69,7 +71,7 @@ class Reader:
                 self.chunks += 1
                 events = feed(data)
                 self._dispatch(events)
-                since_yield += len(events)
+                since_yield += CHUNK_COST + len(events)
                 if since_yield >= YIELD_EVERY:
                     since_yield = 0
                     gevent.sleep(0)

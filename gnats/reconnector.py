@@ -28,7 +28,7 @@ from .errors import (
     NoServersError,
     PermissionsError,
     ReconnectForcedError,
-    UnexpectedEOF,
+    TransportError,
 )
 from .info import ServerInfo
 from .options import ConnectionOptions
@@ -199,7 +199,7 @@ class Reconnector:
                 fresh = self._lived(session)
         except Exception as exc:  # a bug: say so, and never leave the connection half alive
             logger.exception("gnats: internal error, the connection is closed")
-            self._note(exc)
+            self.report(exc)
         if self.status.current is not S.closed:
             self._finish()
 
@@ -230,8 +230,12 @@ class Reconnector:
                 if opened is not None:
                     return opened
                 if self._must_abort(server):
+                    self.last_error = server.last_error
                     return None
-            elif self._fails_fast or self._pool.exhausted:
+            elif self._fails_fast:
+                return None
+            elif self._pool.exhausted:
+                self.report(NoServersError(self._pool.last_errors()))
                 return None
             else:
                 cycle += 1
@@ -279,7 +283,10 @@ class Reconnector:
     def _attempt_failed(self, server: PoolServer, failure: object) -> None:
         error = failure if isinstance(failure, Exception) else Error(f"failed: {failure!r}")
         self._pool.failed(server, error)
-        self._note(error)
+        if self.disconnects == 0:
+            self.last_error = error  # in a later outage it stays the cause of the loss
+        if not self._fails_fast:
+            self._tell("error_cb", error)
         logger.info("gnats: cannot connect to %s: %s", server.url, error)
 
     def _must_abort(self, server: PoolServer) -> bool:
@@ -323,7 +330,8 @@ class Reconnector:
             self._options.max_pings_out,
             self._on_info,
             self._on_err,
-            self._on_written,
+            self._ring,
+            self._outbox.room_made,
             self._ring,
         )
         self._take_info(opened.info)
@@ -392,9 +400,8 @@ class Reconnector:
     def _cause(self, session: Session) -> Exception:
         cause = session.exit.cause
         assert cause is not None
-        if isinstance(cause, UnexpectedEOF) and session.last_refusal is not None:
-            # The server said why and then closed.
-            return session.last_refusal
+        if isinstance(cause, TransportError) and session.parting_words is not None:
+            return session.parting_words
         return cause
 
     def _end_session(self, session: Session) -> None:
@@ -465,9 +472,10 @@ class Reconnector:
         if refusal.closes:
             session.exit.fail(refusal.error)
             return
-        session.last_refusal = refusal.error
         if isinstance(refusal.error, PermissionsError):
             self._permission_refused(refusal.error)
+        else:
+            session.heard(refusal.error)
         self.report(refusal.error)
 
     def _permission_refused(self, error: PermissionsError) -> None:
@@ -477,18 +485,7 @@ class Reconnector:
         if self._requests.listens_to(error.subject):
             self._requests.fail_all(error)
 
-    def _on_written(self, first: bool) -> None:
-        self._outbox.room_made()
-        if first:
-            self._ring()
-
     # -- inside --------------------------------------------------------------------------
-
-    def _note(self, error: Exception) -> None:
-        """An error of the life of the connection that nobody is there to receive."""
-        self.last_error = error
-        if not self._fails_fast:
-            self._tell("error_cb", error)
 
     def _moved(self, old: ConnectionStatus, new: ConnectionStatus) -> None:
         self.status_changed.wake_all()

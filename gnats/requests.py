@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import copy
 
 from .backoff import Deadline
 from .errors import NoRespondersError, TimeoutError
@@ -94,7 +95,8 @@ class Requests:
         self._prefix = ""
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
-            waiter.error = error
+            # Each its own: an exception raised in two greenlets mixes up their tracebacks.
+            waiter.error = copy(error)
             waiter.wake()
 
     def answer(self, waiter: Waiter, subject: str, deadline: Deadline) -> Msg:

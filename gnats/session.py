@@ -27,6 +27,8 @@ from .url import ServerURL
 
 # Killed greenlets of a session end within a loop turn; the bound is for the unforeseen.
 JOIN_TIMEOUT = 1.0
+# A complaint this much older (seconds) than the end of the link has nothing to do with it.
+PARTING = 1.0
 
 
 class ExitSignal:
@@ -114,21 +116,23 @@ class Session:
         max_pings_out: int,
         on_info: Callable[[Session, ServerInfo], None],
         on_err: Callable[[Session, str], None],
-        on_written: Callable[[bool], None],
+        on_first_write: Callable[[], None],
+        on_room: Callable[[], None],
         on_exit: Callable[[], None],
     ) -> None:
         self.url = opened.url
         self.info = opened.info
         self.generation = generation
         self.exit = ExitSignal(on_exit)
-        self.pings = Pings(buffer)
+        self.pings = Pings(buffer, on_room)
         self.written = False  # a first batch, the replay included, has left
         self.lame_duck = False
-        self.last_refusal: Exception | None = None  # an -ERR that closed nothing by itself
+        self._last_words: tuple[float, Exception] | None = None
         self.lifetime = 0.0  # seconds; known once it is closed
         self._began = time.monotonic()
         self._opened = opened
-        self._on_written = on_written
+        self._on_first_write = on_first_write
+        self._on_room = on_room
         self._reader = Reader(
             opened.transport,
             opened.parser,
@@ -162,6 +166,17 @@ class Session:
             self.pings.lost()
             self.lifetime = time.monotonic() - self._began
 
+    def heard(self, error: Exception) -> None:
+        """The server complained, in words that do not end the link by themselves."""
+        self._last_words = (time.monotonic(), error)
+
+    @property
+    def parting_words(self) -> Exception | None:
+        """The complaint behind which the server has just closed the link, if there is one."""
+        if self._last_words is None or time.monotonic() - self._last_words[0] > PARTING:
+            return None
+        return self._last_words[1]
+
     @property
     def in_msgs(self) -> int:
         return self._reader.in_msgs
@@ -175,8 +190,10 @@ class Session:
         return self._reader.in_unknown
 
     def _wrote(self) -> None:
-        first, self.written = not self.written, True
-        self._on_written(first)
+        self._on_room()
+        if not self.written:
+            self.written = True
+            self._on_first_write()
 
     def _guarded(self, run: Callable[..., None], *args: object) -> None:
         """A bug in a greenlet of ours ends the link, loudly, and never leaves it half alive."""

@@ -7,6 +7,7 @@ Source for "each address tried": ADR-11.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 
 from gevent import socket
@@ -18,6 +19,7 @@ from .errors import TimeoutError, TransportError, UnexpectedEOF, WriteStalledErr
 # measured no faster, and a larger one crosses malloc's mmap threshold on every call.
 RECV_SIZE = 64 * 1024
 
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _WOULD_BLOCK = (errno.EWOULDBLOCK, errno.EAGAIN)
 
 
@@ -92,6 +94,13 @@ def dial(host: str, port: int, deadline: Deadline, write_timeout: float) -> Tran
 
 
 def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+    try:
+        # A literal address needs no resolver, whose first use starts gevent's thread pool.
+        ip = ipaddress.ip_address(host)
+        if "%" not in host:
+            return [(_FAMILY[ip.version], (host, port))]
+    except ValueError:
+        pass
     try:
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
