@@ -121,13 +121,17 @@ class OutboundBuffer:
 
     @property
     def unconfirmed(self) -> int:
-        """Messages taken by the kernel over this link and not confirmed yet."""
-        return self._taken - self._confirmed
+        """Messages of whole batches taken over this link and not confirmed yet."""
+        return max(0, self._taken - self._confirmed)
 
     def confirm(self, position: int) -> None:
         """A PONG came for a PING that stood at *position*."""
-        # A server that answers more than it was asked could claim what was never written.
-        self._confirmed = max(self._confirmed, min(position, self._taken))
+        taken = self._taken
+        if position > taken:
+            # The PING stood in the batch that is being written: what lies before it has left.
+            # No further, lest a server that answers unasked confirm what was never written.
+            taken += sum(map(is_message, self._batch[: self._whole_frames()]))
+        self._confirmed = max(self._confirmed, min(position, taken))
         while self._unconfirmed and self._unconfirmed[0][0] <= self._confirmed:
             _, batch = self._unconfirmed.popleft()
             self.size -= sum(map(len, batch))
@@ -193,7 +197,7 @@ class OutboundBuffer:
     @property
     def sent(self) -> int:
         """Messages written to the present link, or confirmed over an earlier one."""
-        return self.settled + (self._confirmed if self.keep else self._taken)
+        return self.settled + self._taken - (self.unconfirmed if self.keep else 0)
 
     @property
     def buffered(self) -> int:

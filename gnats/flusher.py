@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import gevent
 from gevent import get_hub
 
 from .buffer import OutboundBuffer
 from .errors import Error
 from .pings import Pings
 from .transport import Transport
-from .waiting import Park
+from .waiting import Park, turn
 
 #: Seconds. Ten PINGs a second are nothing to a server, and a tenth of a second is what a person
 #: calls at once.
@@ -98,8 +97,8 @@ class Flusher:
         except Error as exc:
             # A server that refuses something says so and closes: our write fails first, its
             # words are still to be read. Two turns let the reader be the first to report.
-            gevent.sleep(0)
-            gevent.sleep(0)
+            turn()
+            turn()
             self._fail(exc)
         finally:
             self._buffer.wake = None

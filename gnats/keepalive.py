@@ -12,6 +12,7 @@ import gevent
 
 from .errors import StaleConnectionError
 from .pings import Pings
+from .waiting import turn
 
 
 class Keepalive:
@@ -54,8 +55,8 @@ class Keepalive:
         read what came meanwhile. Two turns: one to poll the socket, one for the reader.
         """
         before = self._chunks()
-        gevent.sleep(0)
-        gevent.sleep(0)
+        turn()
+        turn()
         return self._chunks() > before or self._outstanding < self._max_out
 
     def _on_pong(self, arrived: bool) -> None:

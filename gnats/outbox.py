@@ -27,6 +27,7 @@ class Outbox:
         self.buffer = buffer
         self._reconnect_buf_size = reconnect_buf_size
         self._linked = False
+        self._limit = 0  # bytes; the buffer shows it to publish only while nobody waits
         self._refusal: Callable[[], Error] | None = _not_connected
         self._waiting: deque[Park] = deque()
 
@@ -36,22 +37,24 @@ class Outbox:
         """There is a link: publish waits above the high-water mark."""
         self._linked = True
         # Kept frames count until a PONG; the mark would make every publisher wait a round trip.
-        self._set(self._reconnect_buf_size if self.buffer.keep else HIGH_WATER)
+        self._limit = self._reconnect_buf_size if self.buffer.keep else HIGH_WATER
+        self._changed()
 
     def unlink(self) -> None:
         """There is no link, but one is being sought: publish fills the reconnect buffer."""
         self._linked = False
-        self._set(self._reconnect_buf_size)
+        self._limit = self._reconnect_buf_size
+        self._changed()
 
     def shut(self, refusal: Callable[[], Error]) -> None:
         """Publish raises what *refusal* makes; those that wait for room raise it too."""
         self._refusal = refusal
-        self.buffer.limit = -1
-        self._wake_all()
+        self._changed()
 
     def open(self) -> None:
         """Take messages again: called once, when the first connect begins."""
         self._refusal = None
+        self.unlink()
 
     @property
     def linked(self) -> bool:
@@ -59,7 +62,7 @@ class Outbox:
 
     def room_made(self) -> None:
         """Bytes have left the buffer: the first who waits may look again."""
-        if self._waiting and self.buffer.size < self.buffer.limit:
+        if self._waiting and self.buffer.size < self._limit:
             self._waiting[0].wake()
 
     # -- a publisher asks ------------------------------------------------------------------
@@ -70,19 +73,22 @@ class Outbox:
         Raises OutboundBufferLimitError after *timeout* seconds, at once in a hub callback, and
         at once while there is no link; ConnectionClosedError and ConnectionDrainingError.
         """
-        if self._admits(size):
+        # Behind those who wait, even where there is room: they may need more of it than we do.
+        if not self._waiting and self._admits(size):
             return
-        if in_hub():
+        if not in_hub():
+            self._wait(size, Deadline(timeout))
+        elif not self._admits(size):
             raise self._limit_error(size, "a hub callback cannot wait for room")
-        self._wait(size, Deadline(timeout))
 
     def _wait(self, size: int, deadline: Deadline) -> None:
-        # First come, first served: the park keeps its place in the line until it has room, and
+        # First come, first served: everyone keeps the place in the line until there is room, and
         # only the head is woken, so that one busy publisher cannot starve the others.
         park = Park()
         self._waiting.append(park)
+        self._show_limit()
         try:
-            while not self._admits(size):
+            while self._waiting[0] is not park or not self._admits(size):
                 if not park.wait(deadline.remaining()):
                     raise self._limit_error(
                         size, f"there was none within publish_timeout ({deadline.seconds} s)"
@@ -90,7 +96,7 @@ class Outbox:
                 park = self._park_again(park)
         finally:
             self._waiting.remove(park)
-            self.room_made()
+            self._changed()
 
     def _park_again(self, old: Park) -> Park:
         park = Park()
@@ -100,25 +106,26 @@ class Outbox:
     def _admits(self, size: int) -> bool:
         if self._refusal is not None:
             raise self._refusal()
-        buffer = self.buffer
-        if buffer.size + size <= buffer.limit:
+        held = self.buffer.size
+        if held + size <= self._limit:
             return True
         if not self._linked:
             raise self._limit_error(size, "there is no link, and reconnect_buf_size is used up")
         # Larger than the mark by itself: it may go when it is alone.
-        return buffer.size == 0
+        return held == 0
 
     def _limit_error(self, size: int, why: str) -> OutboundBufferLimitError:
-        return OutboundBufferLimitError(size, self.buffer.size, self.buffer.limit, why)
+        return OutboundBufferLimitError(size, self.buffer.size, self._limit, why)
 
-    def _set(self, limit: int) -> None:
-        if self._refusal is None:
-            self.buffer.limit = limit
-        self._wake_all()
+    def _changed(self) -> None:
+        self._show_limit()
+        if self._waiting:
+            self._waiting[0].wake()
 
-    def _wake_all(self) -> None:
-        for park in self._waiting:
-            park.wake()
+    def _show_limit(self) -> None:
+        """Below 0 the fast lane of publish is shut: everyone comes here."""
+        shut = self._refusal is not None or self._waiting
+        self.buffer.limit = -1 if shut else self._limit
 
 
 def _not_connected() -> Error:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import gevent
-
 from . import commands
 from .buffer import OutboundBuffer
 from .errors import Error, ProtocolError
@@ -19,6 +17,7 @@ from .message import Msg
 from .parser import Err, Event, Info, Parser, Ping, Pong
 from .pings import Pings
 from .transport import Transport
+from .waiting import turn
 
 # A flood is read without ever blocking, so the loop would never turn: give it back after this
 # many messages. At about 2 µs a message that is a few milliseconds.
@@ -74,7 +73,7 @@ class Reader:
                 since_yield += CHUNK_COST + len(events)
                 if since_yield >= YIELD_EVERY:
                     since_yield = 0
-                    gevent.sleep(0)
+                    turn()
         except ProtocolError as exc:
             self._dispatch(exc.events)
             self._fail(exc)

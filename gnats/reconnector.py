@@ -110,7 +110,6 @@ class Reconnector:
         self._bell = Event()
         self.status.to(S.connecting)
         self._outbox.open()
-        self._outbox.unlink()
         self._greenlet = gevent.spawn(self._run)
 
     def request_close(self, cause: Exception | None = None) -> None:

@@ -32,7 +32,7 @@ from .errors import (
 )
 from .headers import HeaderSource
 from .message import Msg, Payload
-from .waiting import Line, check_timeout
+from .waiting import Line, check_timeout, turn
 
 Handler = Callable[[Msg], Any]
 
@@ -80,6 +80,7 @@ class Subscription:
         "_max_msgs",
         "_queue",
         "_received",
+        "_received_before",
         "_registry",
         "_running",
         "_slow",
@@ -120,6 +121,7 @@ class Subscription:
         self._queue: deque[Msg] | None = None
         self._bytes = 0
         self._received = 0
+        self._received_before = 0  # over links that are gone
         self._running = 0  # delivery greenlets
         self._max_msgs = 0  # auto-unsubscribe after that many received; 0: never
         self._accepting = True
@@ -200,7 +202,7 @@ class Subscription:
             except (Exception, gevent.Timeout) as exc:
                 self._registry.handler_failed(self, exc)
             if clock() > until:
-                gevent.sleep(0)
+                turn()
                 until = clock() + SLICE
 
     def _settle(self) -> None:
@@ -257,7 +259,7 @@ class Subscription:
             )
         if limit > self._received:
             self._max_msgs = limit
-            self._host.send_control(commands.unsub(self.sid, limit))
+            self._host.send_control(commands.unsub(self.sid, limit - self._received_before))
             return
         if limit == 0:
             self.give_up()
@@ -350,6 +352,7 @@ class Subscription:
 
     def frames(self) -> list[bytes]:
         """What a new link must be told: SUB, and UNSUB with the remaining count."""
+        self._received_before = self._received  # the server counts from this SUB on
         frames = [commands.sub(self.sid, self.subject.encode(), self.queue.encode())]
         if self._max_msgs:
             frames.append(commands.unsub(self.sid, self._max_msgs - self._received))

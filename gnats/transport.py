@@ -10,7 +10,8 @@ import errno
 import ipaddress
 import os
 
-from gevent import socket
+from gevent import get_hub, socket
+from gevent.hub import Waiter
 
 from .backoff import Deadline
 from .errors import TimeoutError, TransportError, UnexpectedEOF, WriteStalledError
@@ -19,6 +20,7 @@ from .errors import TimeoutError, TransportError, UnexpectedEOF, WriteStalledErr
 # measured no faster, and a larger one crosses malloc's mmap threshold on every call.
 RECV_SIZE = 64 * 1024
 
+_READ = 1  # the READ event of gevent's loops
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _WOULD_BLOCK = (errno.EWOULDBLOCK, errno.EAGAIN)
 
@@ -29,16 +31,29 @@ class Transport:
     def __init__(self, sock: socket.socket, write_timeout: float) -> None:
         self._sock = sock
         self._write_timeout = write_timeout
+        self._may_have_more = False  # the last recv was full: look before waiting
+        # One watcher for the life of the link, left running between two waits: starting and
+        # stopping one per message costs two system calls.
+        self._readable = get_hub().loop.io(sock.fileno(), _READ)
+        self._watching = False
+        self._reader: Waiter[None] | None = None  # who waits for bytes
 
     def recv(self) -> bytes:
         """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError."""
-        try:
-            data = self._sock.recv(RECV_SIZE)
-        except OSError as exc:
-            raise _translate(exc, "receive") from exc
-        if not data:
-            raise UnexpectedEOF
-        return data
+        while True:
+            if not self._may_have_more:
+                self._wait_readable()
+            try:
+                data = self._sock.recv(RECV_SIZE)
+            except OSError as exc:
+                if exc.errno not in _WOULD_BLOCK:
+                    raise _translate(exc, "receive") from exc
+                self._may_have_more = False
+                continue
+            self._may_have_more = len(data) == RECV_SIZE
+            if not data:
+                raise UnexpectedEOF
+            return data
 
     def send(self, data: memoryview) -> int:
         """Hand bytes to the kernel; returns how many it took, at least one.
@@ -48,7 +63,7 @@ class Transport:
         """
         while True:
             try:
-                return self._sock.send(data, 0, 0.0)  # type: ignore[call-arg]
+                return self._sock.send(data)
             except OSError as exc:
                 if exc.errno not in _WOULD_BLOCK:
                     raise _translate(exc, "send") from exc
@@ -62,10 +77,31 @@ class Transport:
 
     def close(self) -> None:
         """Close at once, without waiting for the other side. Never raises, never switches."""
+        self._readable.close()
         try:
             self._sock.close()
         except OSError:
             pass
+
+    def _wait_readable(self) -> None:
+        waiter: Waiter[None] = Waiter()
+        self._reader = waiter
+        if not self._watching:
+            self._watching = True
+            self._readable.start(self._on_readable)
+        try:
+            waiter.get()
+        finally:
+            self._reader = None
+
+    def _on_readable(self) -> None:
+        """In the hub: the socket has bytes. Nobody waiting means the reader is busy; the watcher
+        rests until it waits again."""
+        if self._reader is None:
+            self._watching = False
+            self._readable.stop()
+        else:
+            self._reader.switch(None)
 
     def _wait_writable(self) -> None:
         stalled = WriteStalledError(self._write_timeout)
@@ -117,7 +153,7 @@ def _connect(family: int, address: tuple[object, ...], timeout: float | None) ->
     try:
         sock.settimeout(timeout)
         sock.connect(address)
-        sock.settimeout(None)
+        sock.settimeout(0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         sock.close()

@@ -72,6 +72,21 @@ class Line:
             park.wake()
 
 
+def turn() -> None:
+    """Let the loop turn once: timers run, sockets are polled, others have their say.
+
+    ``gevent.sleep(0)`` is not enough: its callbacks are run fifty at a time before the loop
+    looks at anything else, and two greenlets that yield to each other for milliseconds would
+    keep everyone else waiting for a fifth of a second.
+    """
+    hub = get_hub()
+    timer = hub.loop.timer(0)
+    try:
+        hub.wait(timer)
+    finally:
+        timer.close()
+
+
 def in_hub() -> bool:
     """Whether the caller runs in the hub itself, where nothing may wait."""
     return getcurrent() is get_hub()
