@@ -9,6 +9,7 @@ everything before it was processed, so that a lost link leaves little uncertain.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gevent import get_hub
 
@@ -17,6 +18,9 @@ from .errors import Error
 from .pings import Pings
 from .transport import Transport
 from .waiting import Park, turn
+
+if TYPE_CHECKING:
+    from gevent._types import _TimerWatcher
 
 #: Seconds. Ten PINGs a second are nothing to a server, and a tenth of a second is what a person
 #: calls at once.
@@ -31,27 +35,28 @@ class Barrier:
         self._pings = pings
         self._wake = wake
         self._outstanding = False
-        self._cooling = False
-        self._timer = get_hub().loop.timer(BARRIER_INTERVAL)
+        self._cooling: _TimerWatcher | None = None  # since the last PING
 
     def raise_if_due(self) -> None:
         """Queue a PING if there is something to confirm and the time has come."""
-        if self._outstanding or self._cooling or not self._has_work():
+        if self._outstanding or self._cooling is not None or not self._has_work():
             return
         self._outstanding = True
         if not self._buffer.keep:
-            self._cooling = True
-            self._timer.start(self._cooled)
+            self._cooling = get_hub().loop.timer(BARRIER_INTERVAL)
+            self._cooling.start(self._cooled)
         self._pings.ping(self._on_pong)
 
     def close(self) -> None:
-        self._timer.close()
+        if self._cooling is not None:
+            self._cooling.close()
+            self._cooling = None
 
     def _has_work(self) -> bool:
         return self._buffer.pending_messages > 0 or self._buffer.unconfirmed > 0
 
     def _cooled(self) -> None:
-        self._cooling = False
+        self.close()
         self._rewake()
 
     def _on_pong(self, arrived: bool) -> None:
@@ -60,7 +65,7 @@ class Barrier:
             self._rewake()
 
     def _rewake(self) -> None:
-        if not self._cooling and not self._outstanding and self._buffer.unconfirmed:
+        if self._cooling is None and not self._outstanding and self._buffer.unconfirmed:
             self._wake()
 
 
