@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -40,7 +40,7 @@ from .options import ConnectionOptions, from_fields
 from .outbox import Outbox
 from .pool import ServerPool
 from .reconnector import Reconnector
-from .requests import Requests, Sentinel, Waiter, empty_payload
+from .requests import Replies, Requests, Sentinel, Waiter, empty_payload
 from .stats import Stats
 from .status import ConnectionStatus
 from .subjects import (
@@ -204,6 +204,22 @@ class Connection:
             frame, size = self._full_frame(subject, head, payload, reply, headers)
         else:
             frame = b"".join((head, SIZES[size], payload, CRLF))
+        # From here on the same as _accept(), which costs a call.
+        buffer = self._buffer
+        if size > buffer.max_payload:
+            raise MaxPayloadError(size, buffer.max_payload, subject)
+        length = len(frame)
+        if buffer.size + length > buffer.limit:
+            self._outbox.make_room(length, self._publish_timeout)
+        buffer.frames.append(frame)
+        buffer.size += length
+        buffer.accepted += 1
+        buffer.accepted_bytes += size
+        if buffer.wake is not None:
+            buffer.wake()
+
+    def _accept(self, frame: bytes, size: int, subject: str) -> None:
+        """Put one message frame into the buffer; *size* is its headers and payload."""
         buffer = self._buffer
         if size > buffer.max_payload:
             raise MaxPayloadError(size, buffer.max_payload, subject)
@@ -298,10 +314,11 @@ class Connection:
         """
         deadline = Deadline(check_timeout(timeout))
         self._check_open("request")
-        reply, waiter = self._requests.open()
+        waiter = Waiter(subject)
+        reply = self._requests.open(waiter)
         try:
-            self.publish(subject, payload, reply, headers)
-            return self._requests.answer(waiter, subject, deadline)
+            self._ask(subject, payload, reply, headers)
+            return waiter.wait(deadline)
         finally:
             self._requests.close(reply)
 
@@ -315,7 +332,7 @@ class Connection:
         stall: float | None = None,
         max_msgs: int = 0,
         sentinel: Sentinel | bool | None = None,
-    ) -> Iterator[Msg]:
+    ) -> Replies:
         """Publish once and iterate over many answers (ADR-47). Switches as it is iterated.
 
         It ends, without an error, *timeout* seconds after the call, *stall* seconds after the
@@ -331,28 +348,29 @@ class Connection:
         if sentinel is not None and sentinel is not False and not callable(sentinel):
             raise OptionError("sentinel", "True or a function of the message is needed")
         self._check_open("request_many")
-        reply, waiter = self._requests.open()
+        replies = Replies(subject, deadline, stall, max_msgs, sentinel or None)
+        reply = self._requests.open(replies)
+        replies.on_close = lambda: self._requests.close(reply)
         try:
-            self.publish(subject, payload, reply, headers)
+            self._ask(subject, payload, reply, headers)
         except BaseException:
-            self._requests.close(reply)
+            replies.close()
             raise
-        return self._answers(reply, waiter, subject, deadline, stall, max_msgs, sentinel or None)
+        return replies
 
-    def _answers(
-        self,
-        reply: str,
-        waiter: Waiter,
-        subject: str,
-        deadline: Deadline,
-        stall: float | None,
-        max_msgs: int,
-        sentinel: Sentinel | None,
-    ) -> Iterator[Msg]:
+    def _ask(
+        self, subject: str, payload: Payload, reply: str, headers: HeaderSource | None
+    ) -> None:
+        """Publish with a reply subject of our own making, which needs no check."""
+        if headers is not None:
+            self.publish(subject, payload, reply, headers)
+            return
         try:
-            yield from self._requests.answers(waiter, subject, deadline, stall, max_msgs, sentinel)
-        finally:
-            self._requests.close(reply)
+            head = self._heads[subject]
+        except (KeyError, TypeError):
+            head = self._head(subject)
+        data = payload if payload.__class__ is bytes else to_bytes(payload)
+        self._accept(commands.pub(head, reply.encode(), data), len(data), subject)
 
     def new_inbox(self) -> str:
         """A unique subject to receive answers on. Never switches."""
@@ -549,7 +567,9 @@ class Connection:
             in_bytes=life.past_and_present("in_bytes"),
             out_msgs=buffer.accepted,
             out_bytes=buffer.accepted_bytes,
-            in_dropped=self._subscriptions.in_dropped + life.past_and_present("in_unknown"),
+            in_dropped=self._subscriptions.in_dropped
+            + self._requests.late
+            + life.past_and_present("in_unknown"),
             attempts=life.attempts,
             connects=life.connects,
             reconnects=max(0, life.connects - 1),

@@ -2,13 +2,13 @@
 
 The inbox is one wildcard subscription, made by the first request and restored like any other.
 A token is used once in the life of a connection, so a late reply can never reach the wrong
-request; it finds nobody and is let go.
+request; it finds nobody, is counted, and let go.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 
 from .backoff import Deadline
@@ -20,70 +20,165 @@ Sentinel = Callable[[Msg], bool]
 
 
 class Waiter:
-    """One request: its replies so far, and the greenlet that waits for the next."""
+    """One request that wants one reply."""
 
-    __slots__ = ("error", "park", "replies")
+    __slots__ = ("error", "park", "reply", "subject")
 
-    def __init__(self) -> None:
-        self.replies: deque[Msg] = deque()
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.reply: Msg | None = None
         self.error: Exception | None = None
-        self.park: Park | None = None
+        self.park = Park()
 
-    def next(self, timeout: float | None) -> Msg | None:
-        """The next reply, or None when *timeout* seconds ran out. Raises what ended the wait."""
-        if not self.replies and self.error is None:
-            self.park = Park()
-            try:
-                self.park.wait(timeout)
-            finally:
-                self.park = None
-        if self.replies:
-            return self.replies.popleft()
+    def deliver(self, msg: Msg) -> None:
+        """The reply came; a second one is late. Never switches."""
+        if self.reply is None:
+            self.reply = msg
+            self.park.wake()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.park.wake()
+
+    def wait(self, deadline: Deadline) -> Msg:
+        """The reply. Raises NoRespondersError, TimeoutError, ConnectionClosedError."""
+        self.park.wait(deadline.remaining())
+        if self.reply is not None:
+            if self.reply.is_no_responders():
+                raise NoRespondersError(self.subject)
+            return self.reply
         if self.error is not None:
             raise self.error
-        return None
+        raise TimeoutError(
+            f"no answer to the request to {self.subject!r} within {deadline.seconds} s",
+            deadline.seconds,
+        )
 
-    def wake(self) -> None:
-        if self.park is not None:
-            self.park.wake()
+
+class Replies:
+    """The answers to one request, as they come: an iterator until a limit ends it (ADR-47).
+
+    ``close`` it, or drop it, when no more are wanted; it closes itself at its end.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        deadline: Deadline,
+        stall: float | None,
+        max_msgs: int,
+        sentinel: Sentinel | None,
+    ) -> None:
+        self._subject = subject
+        self._deadline = deadline
+        self._stall = stall
+        self._max_msgs = max_msgs
+        self._sentinel = sentinel
+        self._queue: deque[Msg] = deque()
+        self._given = 0
+        self._error: Exception | None = None
+        self._park: Park | None = None
+        self.on_close: Callable[[], None] | None = None
+
+    def deliver(self, msg: Msg) -> None:
+        """One more answer. Never switches."""
+        self._queue.append(msg)
+        if self._park is not None:
+            self._park.wake()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        if self._park is not None:
+            self._park.wake()
+
+    def __iter__(self) -> Replies:
+        return self
+
+    def __next__(self) -> Msg:
+        """The next answer. Switches when there is none yet. Raises NoRespondersError,
+        ConnectionClosedError, and StopIteration at the end."""
+        if self.on_close is None:
+            raise StopIteration
+        try:
+            msg = self._next()
+        except BaseException:
+            self.close()
+            raise
+        self._given += 1
+        if self._given == self._max_msgs:
+            self.close()
+        return msg
+
+    def close(self) -> None:
+        """No more answers are wanted: later ones are let go. Never switches."""
+        if self.on_close is not None:
+            self.on_close()
+            self.on_close = None
+
+    __del__ = close
+
+    def _next(self) -> Msg:
+        if not self._queue and self._error is None:
+            self._wait()
+        if not self._queue:
+            raise self._error or StopIteration
+        msg = self._queue.popleft()
+        if msg.is_no_responders():
+            raise NoRespondersError(self._subject)
+        if self._sentinel is not None and self._sentinel(msg):
+            raise StopIteration
+        return msg
+
+    def _wait(self) -> None:
+        timeout = self._deadline.remaining()
+        if self._given and self._stall is not None:
+            timeout = self._stall if timeout is None else min(timeout, self._stall)
+        self._park = Park()
+        try:
+            self._park.wait(timeout)
+        finally:
+            self._park = None
 
 
 class Requests:
-    """The waiters by token. ``deliver`` is the inbox's only reader; it never switches."""
+    """Who waits, by reply subject. ``deliver`` is the inbox's only reader; it never switches."""
 
     def __init__(self, new_inbox: Callable[[], str], listen: Callable[[str], None]) -> None:
         self._new_inbox = new_inbox
         self._listen = listen  # subscribe to the inbox's wildcard; raises when that is refused
         self._prefix = ""
         self._count = 0
-        self._waiters: dict[str, Waiter] = {}
+        self._waiters: dict[str, Waiter | Replies] = {}
+        #: Replies that came when nobody waited for them any more.
+        self.late = 0
 
     @property
     def waiting(self) -> int:
-        """Requests without an answer."""
+        """Requests that are not over."""
         return len(self._waiters)
 
-    def open(self) -> tuple[str, Waiter]:
-        """Begin a request: its reply subject, and its waiter. ``close`` it in the end."""
+    def open(self, waiter: Waiter | Replies) -> str:
+        """Begin a request; returns its reply subject. ``close`` that in the end."""
         if not self._prefix:
             prefix = self._new_inbox()
             self._listen(prefix + ".*")
             self._prefix = prefix + "."
         self._count += 1
         reply = self._prefix + _token(self._count)
-        waiter = self._waiters[reply] = Waiter()
-        return reply, waiter
+        self._waiters[reply] = waiter
+        return reply
 
     def close(self, reply: str) -> None:
         """The request is over: a later reply is let go."""
         self._waiters.pop(reply, None)
 
     def deliver(self, msg: Msg) -> None:
-        """A reply came. Never switches, never raises; the reader calls it."""
+        """A reply came. Never raises; the reader calls it."""
         waiter = self._waiters.get(msg.subject)
         if waiter is not None:
-            waiter.replies.append(msg)
-            waiter.wake()
+            waiter.deliver(msg)
+        else:
+            self.late += 1
 
     def listens_to(self, subject: str) -> bool:
         """Whether *subject* is the inbox's wildcard."""
@@ -96,55 +191,12 @@ class Requests:
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             # Each its own: an exception raised in two greenlets mixes up their tracebacks.
-            waiter.error = copy(error)
-            waiter.wake()
-
-    def answer(self, waiter: Waiter, subject: str, deadline: Deadline) -> Msg:
-        """The one reply. Raises NoRespondersError, TimeoutError, ConnectionClosedError."""
-        msg = waiter.next(deadline.remaining())
-        if msg is None:
-            raise TimeoutError(
-                f"no answer to the request to {subject!r} within {deadline.seconds} s",
-                deadline.seconds,
-            )
-        if msg.is_no_responders():
-            raise NoRespondersError(subject)
-        return msg
-
-    def answers(
-        self,
-        waiter: Waiter,
-        subject: str,
-        deadline: Deadline,
-        stall: float | None,
-        max_msgs: int,
-        sentinel: Sentinel | None,
-    ) -> Iterator[Msg]:
-        """Replies until a limit ends them (ADR-47). Raises NoRespondersError."""
-        count = 0
-        while True:
-            msg = waiter.next(_shorter(deadline.remaining(), stall if count else None))
-            if msg is None:
-                return
-            if msg.is_no_responders():
-                raise NoRespondersError(subject)
-            if sentinel is not None and sentinel(msg):
-                return
-            yield msg
-            count += 1
-            if count == max_msgs:
-                return
+            waiter.fail(copy(error))
 
 
 def empty_payload(msg: Msg) -> bool:
     """The usual sentinel: a message without a payload ends the answers (ADR-47)."""
     return not msg.data
-
-
-def _shorter(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return min(one, other)
 
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
