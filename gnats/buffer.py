@@ -144,7 +144,7 @@ class OutboundBuffer:
         self._count_taken(sum(map(is_message, self._batch[:whole])))
         pending = self._batch[whole:] + self.frames
         if self.keep:
-            pending = self._kept() + self._batch[:whole] + pending
+            pending = self._kept(self._batch[:whole]) + pending
             self.settled += self._confirmed
         else:
             self.settled += self._confirmed
@@ -222,12 +222,13 @@ class OutboundBuffer:
                 return index
         return len(self._batch)
 
-    def _kept(self) -> list[bytes]:
-        """The message frames of earlier batches that no PONG has confirmed, in order."""
-        frames = [f for _, batch in self._unconfirmed for f in batch if is_message(f)]
-        # The head batch may be confirmed in part: a flush's PING can stand in its middle.
-        unconfirmed = self.unconfirmed - sum(map(is_message, self._batch[: self._whole_frames()]))
-        return frames[len(frames) - unconfirmed :]
+    def _kept(self, whole: list[bytes]) -> list[bytes]:
+        """The message frames that this link took and no PONG has confirmed, in order; *whole*
+        are the last of them, from the batch that was being written."""
+        batches = [*(batch for _, batch in self._unconfirmed), whole]
+        taken = [frame for batch in batches for frame in batch if is_message(frame)]
+        # The first may be confirmed in part: a flush's PING can stand in its middle.
+        return taken[len(taken) - self.unconfirmed :]
 
     def _forget_batch(self) -> None:
         self._batch = []

@@ -6,7 +6,6 @@ Everything that decides lives in a room of its own; see docs/architecture.md.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -24,9 +23,7 @@ from .drain import Drain
 from .errors import (
     ConnectionClosedError,
     ConnectionDrainingError,
-    ConnectionReconnectingError,
     Error,
-    FlushInterruptedError,
     HeaderError,
     MaxPayloadError,
     OptionError,
@@ -41,6 +38,7 @@ from .outbox import Outbox
 from .pool import ServerPool
 from .reconnector import Reconnector
 from .requests import Replies, Requests, Sentinel, Waiter, empty_payload
+from .roundtrip import RoundTrips
 from .stats import Stats
 from .status import ConnectionStatus
 from .subjects import (
@@ -52,7 +50,7 @@ from .subjects import (
 )
 from .subscription import Handler, Host, Subscription, Subscriptions
 from .url import Servers, ServerURL, parse_servers, parse_url
-from .waiting import Park, check_timeout, in_hub
+from .waiting import check_timeout, in_hub
 
 logger = logging.getLogger("gnats")
 
@@ -84,7 +82,7 @@ class Connection:
         self._callbacks = CallbackQueue(self._callback_failed)
         host = Host(
             self.publish,
-            self.flush,
+            lambda timeout: self._round_trips.once("flush", Deadline(timeout)),
             self._report,
             self._send_control,
             lambda: self.is_closed,
@@ -110,6 +108,7 @@ class Connection:
             self._connect_fields,
             self._tell,
         )
+        self._round_trips = RoundTrips(self._reconnector, self._outbox)
         self._drain: Drain | None = None
 
     # -- connect -------------------------------------------------------------------------
@@ -381,55 +380,23 @@ class Connection:
     def flush(self, timeout: float | None = 10.0) -> bool:
         """True once the server has processed all that was published before. Switches.
 
-        *timeout* is in seconds. Raises TimeoutError, FlushInterruptedError when the link is
-        lost meanwhile, ConnectionReconnectingError when there is none (under
-        ``replay_unconfirmed`` it waits for the next link instead, within its time-out),
-        ConnectionClosedError.
+        *timeout* is in seconds. While there is no link it waits for one within that time; what
+        a loss before the call has made uncertain stays so. Raises TimeoutError,
+        FlushInterruptedError when the link is lost meanwhile (under ``replay_unconfirmed`` it
+        waits for the replay instead), ConnectionClosedError.
         """
         deadline = Deadline(check_timeout(timeout))
-        while True:
-            try:
-                self._round_trip("flush", deadline)
-                return True
-            except (FlushInterruptedError, ConnectionReconnectingError):
-                if not self._buffer.keep:
-                    raise
-                self._await_link(deadline)
+        self._check_open("flush", draining=True)
+        self._round_trips.flush(deadline)
+        return True
 
     def rtt(self, timeout: float | None = 10.0) -> float:
         """Seconds that a PING takes to the server and back, behind all that is pending.
-        Switches. Raises what ``flush`` raises."""
-        return self._round_trip("rtt", Deadline(check_timeout(timeout)))
-
-    def _round_trip(self, operation: str, deadline: Deadline) -> float:
-        self._check_open(operation, draining=True)
-        session = self._reconnector.session
-        if session is None or not self._outbox.linked:
-            raise ConnectionReconnectingError(operation)
-        park, answers, began = Park(), [], time.monotonic()
-
-        def on_pong(arrived: bool) -> None:
-            answers.append(arrived)
-            park.wake()
-
-        session.pings.ping(on_pong)
-        park.wait(deadline.remaining())
-        if not answers:
-            raise TimeoutError(f"{operation}: no PONG in {deadline.seconds} s", deadline.seconds)
-        if not answers[0]:
-            if self._reconnector.is_closing:
-                raise ConnectionClosedError
-            raise FlushInterruptedError(
-                f"{operation}: the link was lost before the server answered"
-            )
-        return time.monotonic() - began
-
-    def _await_link(self, deadline: Deadline) -> None:
-        while not self._outbox.linked:
-            if self.is_closed:
-                raise ConnectionClosedError
-            if not self._reconnector.status_changed.wait(deadline.remaining()):
-                raise TimeoutError(f"flush: no link in {deadline.seconds} s", deadline.seconds)
+        Switches. Raises what ``flush`` raises, and ConnectionReconnectingError when there is no
+        link to measure."""
+        deadline = Deadline(check_timeout(timeout))
+        self._check_open("rtt", draining=True)
+        return self._round_trips.once("rtt", deadline)
 
     # -- the end -------------------------------------------------------------------------
 
@@ -451,7 +418,11 @@ class Connection:
         if first:
             seconds = self._options.drain_timeout if timeout is None else timeout
             self._drain = Drain(
-                self._reconnector, self._outbox, self._subscriptions, self.flush, Deadline(seconds)
+                self._reconnector,
+                self._outbox,
+                self._subscriptions,
+                self._round_trips,
+                Deadline(seconds),
             )
         if self._is_ours():
             if first:

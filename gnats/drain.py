@@ -6,22 +6,21 @@ Source: client protocol practice of the other clients ("drain"), DESIGN 3.6.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from . import commands
 from .backoff import Deadline
 from .errors import (
     ConnectionClosedError,
     ConnectionDrainingError,
-    ConnectionReconnectingError,
     DrainTimeoutError,
     FlushInterruptedError,
     TimeoutError,
 )
 from .outbox import Outbox
 from .reconnector import Reconnector
+from .roundtrip import RoundTrips
 from .status import ConnectionStatus
-from .subscription import Subscriptions
+from .subscription import Subscription, Subscriptions
 
 logger = logging.getLogger("gnats")
 
@@ -36,14 +35,15 @@ class Drain:
         reconnector: Reconnector,
         outbox: Outbox,
         subscriptions: Subscriptions,
-        flush: Callable[[float | None], object],
+        round_trips: RoundTrips,
         deadline: Deadline,
     ) -> None:
         self._reconnector = reconnector
         self._outbox = outbox
         self._subscriptions = subscriptions
-        self._flush = flush
+        self._round_trips = round_trips
         self._deadline = deadline
+        self._subs: list[Subscription] = []
 
     def run(self) -> None:
         """Drain and close. Raises DrainTimeoutError with what was left, ConnectionClosedError
@@ -53,7 +53,7 @@ class Drain:
             self._drain_subscriptions()
             self._drain_publishes()
         except TimeoutError as exc:
-            raise self._timed_out() from exc
+            raise self._timed_out(exc) from exc
         finally:
             self._reconnector.request_close()
 
@@ -66,15 +66,16 @@ class Drain:
 
     def _drain_subscriptions(self) -> None:
         self._enter(S.draining_subs)
-        subs = self._subscriptions.of_users()
-        for sub in subs:
+        self._subs = self._subscriptions.of_users()
+        for sub in self._subs:
             self._outbox.buffer.append_control(commands.unsub(sub.sid))
             self._subscriptions.stop_restoring(sub)
         self._confirm()
-        for sub in subs:
+        for sub in self._subs:
             sub.end(None)
-        for sub in subs:
-            sub.join(self._deadline)
+        for sub in self._subs:
+            if not sub.await_handled(self._deadline):
+                raise TimeoutError(f"handlers of {sub.subject!r} did not end")
 
     def _drain_publishes(self) -> None:
         self._outbox.shut(lambda: ConnectionDrainingError("publish"))
@@ -93,24 +94,20 @@ class Drain:
         """A flush that outlives the loss of a link, within the deadline."""
         while True:
             try:
-                self._flush(self._deadline.remaining())
+                self._round_trips.flush(self._deadline)
                 return
-            except (FlushInterruptedError, ConnectionReconnectingError):
-                self._wait_for_return()
-
-    def _wait_for_return(self) -> None:
-        while not self._outbox.linked:
-            if self._status is S.closed:
-                raise ConnectionClosedError
-            if not self._reconnector.status_changed.wait(self._deadline.remaining()):
-                raise TimeoutError("the link did not come back")
+            except FlushInterruptedError:
+                continue
 
     @property
     def _status(self) -> ConnectionStatus:
         return self._reconnector.status.current
 
-    def _timed_out(self) -> DrainTimeoutError:
-        pending = sum(sub.pending_msgs for sub in self._subscriptions.by_sid.values())
+    def _timed_out(self, why: TimeoutError) -> DrainTimeoutError:
+        subs = self._subs or self._subscriptions.of_users()
+        unhandled = sum(sub.unhandled for sub in subs)
+        for sub in subs:
+            sub.give_up()
         return DrainTimeoutError(
-            self._deadline.seconds, pending, self._outbox.buffer.buffered, "connection"
+            self._deadline.seconds, unhandled, self._outbox.buffer.buffered, str(why)
         )

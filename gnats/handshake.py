@@ -41,8 +41,15 @@ class Handshake:
 
     def feed(self, data: bytes) -> bytes:
         """Take the server's bytes; return what must be sent now."""
+        try:
+            return self._walk(self._parser.feed(data))
+        except ProtocolError as exc:
+            # What the server said before it broke the protocol may be the better reason.
+            self._walk(exc.events)
+            raise
+
+    def _walk(self, events: list[Event]) -> bytes:
         out = b""
-        events = self._parser.feed(data)
         for position, event in enumerate(events):
             out += self._on_event(event)
             if self.done:

@@ -87,9 +87,15 @@ class ServerPool:
         """Take INFO's connect_urls: add new servers at the back, shuffled; forget discovered
         ones that vanished, but never the current one. Returns the new ones.
 
+        An INFO without any says nothing of the others: a server whose configuration does not
+        advertise, or that has just come up, names nobody.
+
         An address that cannot be read is the server's mistake and is passed over.
         """
         if self._ignore_discovered:
+            return []
+        addresses = list(addresses)
+        if not addresses:
             return []
         announced = {url.address: url for url in map(_read_address, addresses) if url}
         self._queue = [

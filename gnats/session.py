@@ -27,8 +27,6 @@ from .url import ServerURL
 
 # Killed greenlets of a session end within a loop turn; the bound is for the unforeseen.
 JOIN_TIMEOUT = 1.0
-# A complaint this much older (seconds) than the end of the link has nothing to do with it.
-PARTING = 1.0
 
 
 class ExitSignal:
@@ -127,7 +125,7 @@ class Session:
         self.pings = Pings(buffer, on_room)
         self.written = False  # a first batch, the replay included, has left
         self.lame_duck = False
-        self._last_words: tuple[float, Exception] | None = None
+        self._last_words: tuple[int, Exception] | None = None
         self.lifetime = 0.0  # seconds; known once it is closed
         self._began = time.monotonic()
         self._opened = opened
@@ -168,12 +166,12 @@ class Session:
 
     def heard(self, error: Exception) -> None:
         """The server complained, in words that do not end the link by themselves."""
-        self._last_words = (time.monotonic(), error)
+        self._last_words = (self._reader.chunks, error)
 
     @property
     def parting_words(self) -> Exception | None:
-        """The complaint behind which the server has just closed the link, if there is one."""
-        if self._last_words is None or time.monotonic() - self._last_words[0] > PARTING:
+        """The complaint, if there is one, behind which nothing came but the end of the link."""
+        if self._last_words is None or self._last_words[0] != self._reader.chunks:
             return None
         return self._last_words[1]
 

@@ -175,15 +175,13 @@ class Subscription:
 
     def _start_delivery(self) -> None:
         self._running += 1
-        gevent.spawn(self._deliver)
+        self._registry.delivering[gevent.spawn(self._deliver)] = self
 
     def _deliver(self) -> None:
-        current = getcurrent()
-        self._registry.delivering[current] = self
         try:
             self._deliver_queued()
         finally:
-            del self._registry.delivering[current]
+            del self._registry.delivering[getcurrent()]
             self._running -= 1
             if self._queue:
                 # Only a kill that a handler brought upon its greenlet gets here.
@@ -286,16 +284,20 @@ class Subscription:
         except TimeoutError:
             self._abandon_drain(deadline)
         self._end(None)
-        self.join(deadline)
+        if not self.await_handled(deadline):
+            self._abandon_drain(deadline)
 
-    def join(self, deadline: Deadline) -> None:
-        """Wait until the queue is handled. Raises DrainTimeoutError and gives up the rest."""
+    def await_handled(self, deadline: Deadline) -> bool:
+        """Wait until nothing is queued and no handler runs, but the caller's own; False when
+        time ran out first. Switches."""
         while self._busy():
             if not self._wait(deadline):
-                self._abandon_drain(deadline)
+                return False
+        return True
 
     def _abandon_drain(self, deadline: Deadline) -> None:
-        left = self.give_up() + self._running
+        left = self.unhandled
+        self.give_up()
         self._end(None)
         raise DrainTimeoutError(deadline.seconds, left, 0, f"subscription to {self.subject!r}")
 
@@ -326,9 +328,9 @@ class Subscription:
         return not self._accepting and not self._queue
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nothing is queued and no handler runs."""
-        return not self._queue and not self._running
+    def unhandled(self) -> int:
+        """Messages queued, or in a handler now."""
+        return self.pending_msgs + self._running
 
     def respond_to(self, reply: str, payload: Payload, headers: HeaderSource | None) -> None:
         """Publish an answer; ``Msg.respond`` calls it."""
@@ -505,7 +507,7 @@ class Subscriptions:
 
     def end_all(self, cause: Exception) -> None:
         """The connection is closed: end every subscription and give up what is queued."""
-        for sub in list(self.by_sid.values()):
+        for sub in [*self.by_sid.values(), *self.delivering.values()]:
             sub.give_up()
             sub.end(cause)
 

@@ -21,6 +21,7 @@ from .errors import TimeoutError, TransportError, UnexpectedEOF, WriteStalledErr
 RECV_SIZE = 64 * 1024
 
 _READ = 1  # the READ event of gevent's loops
+_SEND_TRIES = 8  # in one write_timeout
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _WOULD_BLOCK = (errno.EWOULDBLOCK, errno.EAGAIN)
 
@@ -61,12 +62,16 @@ class Transport:
         Switches only while the kernel takes none. Raises WriteStalledError when that lasts
         ``write_timeout`` seconds, and TransportError.
         """
+        stalled_at: Deadline | None = None
         while True:
             try:
                 return self._sock.send(data)
             except OSError as exc:
                 if exc.errno not in _WOULD_BLOCK:
                     raise _translate(exc, "send") from exc
+            stalled_at = stalled_at or Deadline(self._write_timeout)
+            if stalled_at.expired:
+                raise WriteStalledError(self._write_timeout)
             self._wait_writable()
 
     def send_all(self, data: bytes) -> None:
@@ -104,9 +109,15 @@ class Transport:
             self._reader.switch(None)
 
     def _wait_writable(self) -> None:
-        stalled = WriteStalledError(self._write_timeout)
+        """Until the kernel calls the socket writable, or a part of ``write_timeout`` is over.
+
+        Only a part, because Linux calls it writable when a third of a send buffer of megabytes
+        is free, and a slow server takes that long to free it while it makes steady progress.
+        """
         try:
-            socket.wait_write(self._sock.fileno(), self._write_timeout, stalled)
+            socket.wait_write(self._sock.fileno(), self._write_timeout / _SEND_TRIES)
+        except socket.timeout:
+            pass
         except OSError as exc:
             raise _translate(exc, "send") from exc
 

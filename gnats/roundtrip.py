@@ -1,0 +1,80 @@
+"""flush and rtt: a PING behind all that is pending, and the wait for its PONG.
+
+Source: DESIGN 3.5. A PONG proves that the server has processed everything before its PING.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .backoff import Deadline
+from .errors import (
+    ConnectionClosedError,
+    ConnectionReconnectingError,
+    FlushInterruptedError,
+    TimeoutError,
+)
+from .outbox import Outbox
+from .reconnector import Reconnector
+from .status import ConnectionStatus
+from .waiting import Park
+
+
+class RoundTrips:
+    """Round trips over whatever link there is. Every method switches."""
+
+    def __init__(self, reconnector: Reconnector, outbox: Outbox) -> None:
+        self._reconnector = reconnector
+        self._outbox = outbox
+
+    def flush(self, deadline: Deadline) -> None:
+        """A round trip; while there is no link it waits for one first. A loss under it raises
+        FlushInterruptedError, but under ``replay_unconfirmed`` it begins again behind the
+        replay."""
+        while True:
+            self.await_link("flush", deadline)
+            try:
+                self.once("flush", deadline)
+                return
+            except ConnectionReconnectingError:
+                continue  # lost again before the PING was queued
+            except FlushInterruptedError:
+                if not self._outbox.buffer.keep:
+                    raise
+
+    def once(self, operation: str, deadline: Deadline) -> float:
+        """Seconds that one PING takes over the present link. Raises TimeoutError,
+        FlushInterruptedError, ConnectionReconnectingError, ConnectionClosedError."""
+        session = self._reconnector.session
+        if self._reconnector.is_closing:
+            raise ConnectionClosedError
+        if session is None or not self._outbox.linked:
+            raise ConnectionReconnectingError(operation)
+        answers: list[bool] = []
+        park, began = Park(), time.monotonic()
+
+        def on_pong(arrived: bool) -> None:
+            answers.append(arrived)
+            park.wake()
+
+        session.pings.ping(on_pong)
+        park.wait(deadline.remaining())
+        if not answers:
+            raise TimeoutError(
+                f"{operation}: no PONG within {deadline.seconds} s", deadline.seconds
+            )
+        if not answers[0]:
+            if self._reconnector.is_closing:
+                raise ConnectionClosedError
+            raise FlushInterruptedError(f"{operation}: the link was lost before its PONG")
+        return time.monotonic() - began
+
+    def await_link(self, operation: str, deadline: Deadline) -> None:
+        """Until there is a link. Raises TimeoutError, ConnectionClosedError."""
+        while not self._outbox.linked:
+            if self._reconnector.status.current is ConnectionStatus.closed:
+                raise ConnectionClosedError
+            if not self._reconnector.status_changed.wait(deadline.remaining()):
+                raise TimeoutError(
+                    f"{operation}: no link within {deadline.seconds} s", deadline.seconds
+                )
