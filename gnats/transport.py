@@ -93,19 +93,22 @@ class Transport:
         self._reader = waiter
         if not self._watching:
             self._watching = True
-            self._readable.start(self._on_readable)
+            self._readable.start(self._on_readable, pass_events=True)
         try:
             waiter.get()
         finally:
             self._reader = None
 
-    def _on_readable(self) -> None:
-        """In the hub: the socket has bytes. Nobody waiting means the reader is busy; the watcher
-        rests until it waits again."""
-        if self._reader is None:
+    def _on_readable(self, events: int) -> None:
+        """In the hub: the socket has bytes, or has failed.
+
+        The watcher rests until the next wait when nobody waits, because the reader is busy, and
+        when *events* tell of an error: libuv takes the socket off its list then by itself.
+        """
+        if self._reader is None or events < 0:
             self._watching = False
             self._readable.stop()
-        else:
+        if self._reader is not None:
             self._reader.switch(None)
 
     def _wait_writable(self) -> None:
