@@ -57,6 +57,7 @@ _PING, _PONG, _OK = Ping(), Pong(), Ok()
 # Control lines of a busy subscription repeat to the letter when sizes do; a dictionary look-up
 # is half the cost of splitting one. Bounded, since the server chooses the lines.
 _LINES_KEPT = 1024
+_LONGEST_LINE_KEPT = 256
 # Smaller chunks are gathered in a bytearray: a peer that dribbles a large message two bytes at
 # a time must not cost us an object per dribble.
 _SMALL_CHUNK = 4096
@@ -65,7 +66,7 @@ _SMALL_CHUNK = 4096
 class Parser:
     """One link's parser; a new link needs a new one. Never switches."""
 
-    __slots__ = ("_chunks", "_have", "_kept", "_lines", "_need", "max_payload")
+    __slots__ = ("_chunks", "_have", "_limit", "_lines", "_need", "max_payload")
 
     def __init__(self, max_payload: int = MAX_PAYLOAD_CEILING) -> None:
         #: Largest message (headers and payload, bytes) taken from the server.
@@ -73,6 +74,7 @@ class Parser:
         self._chunks: list[bytes | bytearray] = []  # an incomplete frame, from its first byte
         self._have = 0  # bytes in _chunks
         self._need = 0  # bytes the incomplete frame has in all; 0 while its line is not complete
+        self._limit = 0  # bytes held at which an incomplete line is looked at again
         self._lines: dict[bytes, _Head] = {}
 
     @property
@@ -113,9 +115,15 @@ class Parser:
             return self._have >= self._need
         if b"\n" in data:
             return True
-        if self._have > MAX_CONTROL_LINE:
-            self._check_length(b"".join(self._chunks))
+        if self._have > self._limit:
+            # The last byte may be the carriage return that ends the line.
+            _check_length(self._start(), self._have - 1)
+            self._limit = MAX_INFO_LINE + 1
         return False
+
+    def _start(self) -> bytes:
+        """The first bytes held, whatever the chunks: enough to tell INFO from the others."""
+        return bytes(b"".join(chunk[:4] for chunk in self._chunks[:2]))
 
     def _parse(self, data: bytes, events: list[Event]) -> None:
         position, length = 0, len(data)
@@ -154,21 +162,18 @@ class Parser:
         self._chunks = [rest]
         self._have = len(rest)
         self._need = need
+        self._limit = MAX_CONTROL_LINE + 1
 
     def _check_unfinished(self, data: bytes, position: int) -> None:
-        rest = data[position : position + MAX_INFO_LINE + 1]
-        if b"\n" in rest:
-            raise ProtocolError(f"a control line ends without a carriage return: {rest[:40]!r}")
-        self._check_length(rest)
-
-    @staticmethod
-    def _check_length(rest: bytes) -> None:
-        limit = MAX_INFO_LINE if rest[:5].upper() == b"INFO " else MAX_CONTROL_LINE
-        if len(rest) > limit:
-            raise ProtocolError(f"a control line is over {limit} bytes: {rest[:40]!r}…")
+        start = data[position : position + 40]
+        if data.find(b"\n", position) >= 0:
+            raise ProtocolError(f"a control line ends without a carriage return: {start!r}")
+        _check_length(start, len(data) - position - data.endswith(b"\r"))
 
     def _read_line(self, line: bytes, append: Callable[[Event], None]) -> _Head | None:
         """A message's head; or None, and the line's event is appended."""
+        if b"\n" in line or b"\r" in line:
+            raise ProtocolError(f"a lone line feed or carriage return: {line[:40]!r}")
         words = line.split(None, 1)
         operation = words[0].upper() if words else b""
         rest = words[1] if len(words) == 2 else b""
@@ -179,14 +184,13 @@ class Parser:
         else:
             append(self._read_control(operation, rest, line))
             return None
-        if len(line) > MAX_CONTROL_LINE:
-            self._check_length(line)
-        if not head[2] and len(self._lines) < _LINES_KEPT:
+        _check_length(line, len(line))
+        if not head[2] and len(line) <= _LONGEST_LINE_KEPT and len(self._lines) < _LINES_KEPT:
             self._lines[line] = head
         return head
 
     def _read_control(self, operation: bytes, rest: bytes, line: bytes) -> Event:
-        self._check_length(line)
+        _check_length(line, len(line))
         if operation == b"PING":
             return _PING
         if operation == b"PONG":
@@ -240,6 +244,12 @@ class Parser:
             return subject.decode(), _number(sid, line), reply.decode(), block_size, total
         except UnicodeDecodeError:
             raise ProtocolError(f"a subject is not UTF-8: {line[:80]!r}") from None
+
+
+def _check_length(start: bytes, length: int) -> None:
+    """Refuse a line of *length* bytes that is too long for what its *start* says it is."""
+    if length > MAX_CONTROL_LINE and (length > MAX_INFO_LINE or start[:4].upper() != b"INFO"):
+        raise ProtocolError(f"a control line is over its limit of bytes: {start[:40]!r}…")
 
 
 def _number(digits: bytes, line: bytes) -> int:

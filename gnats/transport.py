@@ -167,6 +167,9 @@ def _connect(family: int, address: tuple[object, ...], timeout: float | None) ->
     try:
         sock.settimeout(timeout)
         sock.connect(address)
+        if sock.getsockname() == sock.getpeername():
+            # A port of the ephemeral range on which nobody listens can answer itself.
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
         sock.settimeout(0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
