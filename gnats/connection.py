@@ -476,6 +476,9 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        if exc is not None and not self.is_connected:
+            self.close()  # nobody waits for a link with an error, or a Ctrl-C, on the way out
+            return
         try:
             self.drain()
         except Error as failure:

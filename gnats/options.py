@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -87,7 +87,7 @@ class Callbacks:
 class ConnectionOptions:
     """Everything that shapes a connection. Raises OptionError, which names the field."""
 
-    servers: Servers = None
+    servers: Servers = field(default=None, repr=False)  # URLs may hold passwords
     reconnect: ReconnectOptions = field(default_factory=ReconnectOptions)
     callbacks: Callbacks = field(default_factory=Callbacks)
 
@@ -113,7 +113,7 @@ class ConnectionOptions:
     inbox_prefix: str = "_INBOX"
 
     def __post_init__(self) -> None:
-        if self.servers is not None and not isinstance(self.servers, (str, tuple)):
+        if isinstance(self.servers, Iterable) and not isinstance(self.servers, (str, tuple)):
             object.__setattr__(self, "servers", tuple(self.servers))
         parse_servers(self.servers)
         _instance(self, "reconnect", ReconnectOptions)

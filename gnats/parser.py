@@ -123,7 +123,7 @@ class Parser:
 
     def _start(self) -> bytes:
         """The first bytes held, whatever the chunks: enough to tell INFO from the others."""
-        return bytes(b"".join(chunk[:4] for chunk in self._chunks[:2]))
+        return b"".join(chunk[:4] for chunk in self._chunks[:5])[:4]
 
     def _parse(self, data: bytes, events: list[Event]) -> None:
         position, length = 0, len(data)

@@ -154,7 +154,9 @@ class Reconnector:
     def report(self, error: Exception) -> None:
         """Tell an error that belongs to no caller: log, ``last_error``, ``error_cb``."""
         self.last_error = error
-        logger.warning("gnats: %s", error)
+        # Who has an error_cb need not be told twice.
+        heard = self._options.callbacks.error_cb is not None
+        logger.log(logging.DEBUG if heard else logging.WARNING, "gnats: %s", error)
         self._tell("error_cb", error)
 
     @property
@@ -204,10 +206,10 @@ class Reconnector:
 
     def _give_back(self) -> None:
         """The first connect failed fast: back to where it began, so that it can be tried again."""
-        self._failure = NoServersError(self._pool.last_errors())
         if self._closing is not None:
             self._finish()
             return
+        self._failure = NoServersError(self._pool.last_errors())
         self._greenlet = None
         self._outbox.shut(lambda: ConnectionClosedError("not connected: connect() failed"))
         self._outbox.buffer.discard()

@@ -50,6 +50,9 @@ def parse_url(text: str) -> ServerURL:
     text = text.strip()
     if not text:
         raise BadURLError("it is empty")
+    if any(c.isspace() or ord(c) < 0x21 or ord(c) == 0x7F for c in text):
+        # urlsplit would drop some of them without a word.
+        raise BadURLError("it holds whitespace or control characters")
     if "://" not in text:
         text = "nats://" + text
     try:
@@ -60,7 +63,7 @@ def parse_url(text: str) -> ServerURL:
     shown = _without_secrets(text)
     if parts.scheme != "nats":
         raise BadURLError(f"{shown}: scheme {parts.scheme!r} is not known; use nats://")
-    if not host or any(c.isspace() or ord(c) < 0x21 for c in host):
+    if not host:
         raise BadURLError(f"{shown}: it names no host")
     if port == 0 or parts.netloc.endswith(":"):
         raise BadURLError(f"{shown}: the port must be 1 to 65535")
@@ -74,6 +77,8 @@ def parse_servers(servers: Servers) -> list[ServerURL]:
     """Read one URL, several joined by commas, or a list. None gives the default server."""
     if servers is None:
         servers = DEFAULT_URL
+    if not isinstance(servers, (str, Iterable)):
+        raise BadURLError(f"a str or a list of them is needed, not {type(servers).__name__}")
     texts = servers.split(",") if isinstance(servers, str) else list(servers)
     urls = [parse_url(text) for text in texts]
     if not urls:
