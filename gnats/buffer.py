@@ -107,6 +107,7 @@ class OutboundBuffer:
         self._count_taken(self._batch_messages)
         if self.keep and self._batch_messages:
             self._unconfirmed.append((self._taken, self._batch))
+            self._let_go()  # the PONG may have come while the batch's tail was written
         else:
             self.size -= self._batch_bytes
         self._forget_batch()
@@ -132,6 +133,10 @@ class OutboundBuffer:
             # No further, lest a server that answers unasked confirm what was never written.
             taken += sum(map(is_message, self._batch[: self._whole_frames()]))
         self._confirmed = max(self._confirmed, min(position, taken))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget kept batches that are confirmed as a whole."""
         while self._unconfirmed and self._unconfirmed[0][0] <= self._confirmed:
             _, batch = self._unconfirmed.popleft()
             self.size -= sum(map(len, batch))

@@ -42,6 +42,7 @@ from .roundtrip import RoundTrips
 from .stats import Stats
 from .status import ConnectionStatus
 from .subjects import (
+    MAX_NAME,
     check_control_line,
     encode_filter,
     encode_queue,
@@ -276,9 +277,9 @@ class Connection:
         Messages over the pending limits (messages, bytes) are dropped, counted and reported.
         Raises BadSubjectError, OptionError, ConnectionClosedError, ConnectionDrainingError.
         """
-        encode_filter(subject)
+        wire = encode_filter(subject)
         if queue:
-            encode_queue(queue)
+            check_control_line(wire, encode_queue(queue))
         if cb is not None and not callable(cb):
             raise OptionError("cb", f"a callable is needed, not {type(cb).__name__}")
         options = self._options
@@ -368,8 +369,11 @@ class Connection:
             head = self._heads[subject]
         except (KeyError, TypeError):
             head = self._head(subject)
+        wire = reply.encode()
+        if len(head) + len(wire) > MAX_NAME:
+            check_control_line(head, wire)
         data = payload if payload.__class__ is bytes else to_bytes(payload)
-        self._accept(commands.pub(head, reply.encode(), data), len(data), subject)
+        self._accept(commands.pub(head, wire, data), len(data), subject)
 
     def new_inbox(self) -> str:
         """A unique subject to receive answers on. Never switches."""

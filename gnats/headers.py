@@ -41,8 +41,7 @@ class Headers(MutableMapping[str, str]):
             self._values = {name: list(values) for name, values in source._values.items()}
             self.status, self.description = source.status, source.description
             return
-        pairs = source.items() if isinstance(source, Mapping) else source
-        for name, value in pairs:
+        for name, value in _pairs(source):
             for one in [value] if isinstance(value, str) else _several(name, value):
                 self.add(name, one)
 
@@ -162,6 +161,19 @@ def _read_status(headers: Headers, text: str) -> None:
     if len(code) == 3 and code.isascii() and code.isdigit():
         headers.status = int(code)
         headers.description = description.strip()
+
+
+def _pairs(source: object) -> list[tuple[str, HeaderValue]]:
+    """The (name, value) pairs of whatever a caller gave as headers. Raises HeaderError."""
+    if isinstance(source, Mapping):
+        return list(source.items())
+    if isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
+        pairs = list(source)
+        if all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+            return [(name, value) for name, value in pairs]
+    raise HeaderError(
+        f"headers: a mapping, or a list of (name, value), is needed, not {type(source).__name__}"
+    )
 
 
 def _several(name: str, values: object) -> list[str]:

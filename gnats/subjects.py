@@ -54,7 +54,7 @@ def check_control_line(*names: bytes) -> None:
     """Refuse names that fit one by one but not together in one control line."""
     if sum(map(len, names)) > MAX_NAME:
         raise BadSubjectError(
-            names[0].decode(), f"with its reply it is over {MAX_NAME} bytes: shorten them"
+            names[0].decode(), f"with the name beside it, it is over {MAX_NAME} bytes: shorten them"
         )
 
 
