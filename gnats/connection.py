@@ -37,6 +37,7 @@ from .options import ConnectionOptions, from_fields
 from .outbox import Outbox
 from .pool import ServerPool
 from .reconnector import Reconnector
+from .registry import Subscriptions
 from .requests import Replies, Requests, Sentinel, Waiter, empty_payload
 from .roundtrip import RoundTrips
 from .stats import Stats
@@ -49,7 +50,7 @@ from .subjects import (
     encode_reply,
     encode_subject,
 )
-from .subscription import Handler, Host, Subscription, Subscriptions
+from .subscription import Handler, Host, Subscription
 from .url import Servers, ServerURL, parse_servers, parse_url
 from .waiting import check_timeout, in_hub
 

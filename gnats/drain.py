@@ -18,9 +18,10 @@ from .errors import (
 )
 from .outbox import Outbox
 from .reconnector import Reconnector
+from .registry import Subscriptions
 from .roundtrip import RoundTrips
 from .status import ConnectionStatus
-from .subscription import Subscription, Subscriptions
+from .subscription import Subscription
 
 logger = logging.getLogger("gnats")
 

@@ -292,6 +292,15 @@ class SlowConsumerError(Error):
         self.pending_bytes = pending_bytes
 
 
+class HandlerError(Error):
+    """A subscription's callback raised; told to ``error_cb``. The exception is ``__cause__``."""
+
+    def __init__(self, subject: str, exc: BaseException) -> None:
+        super().__init__(f"the handler of {_shorten(subject)} raised {type(exc).__name__}: {exc}")
+        self.subject = subject
+        self.__cause__ = exc
+
+
 def _shorten(value: object) -> str:
     """``repr`` of *value*, cut where a hostile or mistaken caller made it huge."""
     text = repr(value)

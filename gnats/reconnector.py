@@ -35,10 +35,10 @@ from .options import ConnectionOptions
 from .outbox import Outbox
 from .pool import PoolServer, ServerPool
 from .refusals import read_refusal
+from .registry import Subscriptions
 from .requests import Requests
 from .session import Opened, Session, open_link
 from .status import ConnectionStatus, Status
-from .subscription import Subscriptions
 from .url import ServerURL
 from .waiting import Line, Park
 

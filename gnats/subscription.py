@@ -1,10 +1,8 @@
-"""Subscriptions: one queue each, filled by the reader, emptied by a greenlet of its own.
+"""A subscription: one queue, filled by the reader, emptied by a greenlet of its own.
 
 The reader only calls ``push``; a user's callback never runs there. The delivery greenlet lives
 while there are messages; an idle subscription is one small object and nothing else. A full
 queue drops the new message, counts it, and reports once per episode.
-
-``Subscriptions`` is the registry: sid to subscription, and what a new link must be told.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent import getcurrent
@@ -27,6 +25,7 @@ from .errors import (
     DrainTimeoutError,
     Error,
     FlushInterruptedError,
+    HandlerError,
     SlowConsumerError,
     TimeoutError,
 )
@@ -63,6 +62,19 @@ class Host:
         self.drain_timeout = drain_timeout
 
 
+class Registry(Protocol):
+    """What a subscription needs of the registry that holds it; see registry.py."""
+
+    host: Host
+    delivering: dict[Any, Subscription]  # by delivery greenlet
+
+    def remove(self, sub: Subscription) -> None: ...  # pragma: no cover
+
+    def stop_restoring(self, sub: Subscription) -> None: ...  # pragma: no cover
+
+    def count_dropped(self, count: int) -> None: ...  # pragma: no cover
+
+
 class Subscription:
     """Interest in a subject. Made by ``Connection.subscribe``; a context manager that
     unsubscribes, and an iterator that ends when the subscription does.
@@ -95,7 +107,7 @@ class Subscription:
 
     def __init__(
         self,
-        registry: Subscriptions,
+        registry: Registry,
         sid: int,
         subject: str,
         queue: str,
@@ -198,7 +210,7 @@ class Subscription:
             try:
                 cb(msg)
             except (Exception, gevent.Timeout) as exc:
-                self._registry.handler_failed(self, exc)
+                self._host.report(HandlerError(self.subject, exc))
             if clock() > until:
                 turn()
                 until = clock() + SLICE
@@ -408,121 +420,3 @@ class Subscription:
             error = ConnectionClosedError()
         error.__cause__ = self._end_cause
         return error
-
-
-class InboxSubscription(Subscription):
-    """The one subscription behind all requests: its messages go straight to who waits."""
-
-    __slots__ = ("_deliver_reply",)
-
-    def __init__(
-        self, registry: Subscriptions, sid: int, subject: str, deliver: Callable[[Msg], None]
-    ) -> None:
-        super().__init__(registry, sid, subject, "", None, 1, 1, 1)
-        self._deliver_reply = deliver
-
-    def push(self, msg: Msg) -> None:
-        msg.sub = self
-        self._received += 1
-        self._deliver_reply(msg)
-
-
-class Subscriptions:
-    """The registry: every live subscription by sid, in the order in which they were made."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.by_sid: dict[int, Subscription] = {}
-        #: The subscription that each delivery greenlet works for.
-        self.delivering: dict[Any, Subscription] = {}
-        self.in_dropped = 0
-        self._last_sid = 0
-        self._not_restored: set[int] = set()
-
-    def add(
-        self,
-        subject: str,
-        queue: str,
-        cb: Handler | None,
-        pending_msgs_limit: int,
-        pending_bytes_limit: int,
-        concurrency: int,
-        max_msgs: int = 0,
-    ) -> Subscription:
-        """Make a subscription and, if there is a link, tell the server. Never switches."""
-        self._last_sid += 1
-        sub = Subscription(
-            self,
-            self._last_sid,
-            subject,
-            queue,
-            cb,
-            pending_msgs_limit,
-            pending_bytes_limit,
-            # Without a callback there is nothing to run, whatever was asked for.
-            concurrency if cb is not None else 0,
-        )
-        sub._max_msgs = max_msgs
-        self.by_sid[sub.sid] = sub
-        for frame in sub.frames():
-            self.host.send_control(frame)
-        return sub
-
-    def add_inbox(self, subject: str, deliver: Callable[[Msg], None]) -> None:
-        """Make the subscription for replies. Never switches."""
-        self._last_sid += 1
-        inbox = InboxSubscription(self, self._last_sid, subject, deliver)
-        self.by_sid[inbox.sid] = inbox
-        self.host.send_control(inbox.frames()[0])
-
-    def of_users(self) -> list[Subscription]:
-        """The live subscriptions that users made."""
-        return [s for s in self.by_sid.values() if not isinstance(s, InboxSubscription)]
-
-    def remove(self, sub: Subscription) -> None:
-        self.by_sid.pop(sub.sid, None)
-        self._not_restored.discard(sub.sid)
-
-    def stop_restoring(self, sub: Subscription) -> None:
-        """A draining subscription still takes messages, but no new link is told of it."""
-        self._not_restored.add(sub.sid)
-
-    def restore_frames(self) -> list[bytes]:
-        """SUB, and UNSUB where there is a limit, for every live subscription."""
-        return [
-            frame
-            for sub in list(self.by_sid.values())
-            if sub.sid not in self._not_restored
-            for frame in sub.frames()
-        ]
-
-    def refused(self, subject: str, queue: str, error: Exception) -> list[Subscription]:
-        """The server forbids *subject*: end the subscriptions it names. Returns them."""
-        named = [
-            sub for sub in self.by_sid.values() if sub.subject == subject and sub.queue == queue
-        ]
-        for sub in named:
-            sub.end(error)
-        return named
-
-    def end_all(self, cause: Exception) -> None:
-        """The connection is closed: end every subscription and give up what is queued."""
-        for sub in [*self.by_sid.values(), *self.delivering.values()]:
-            sub.give_up()
-            sub.end(cause)
-
-    def count_dropped(self, count: int) -> None:
-        self.in_dropped += count
-
-    def handler_failed(self, sub: Subscription, exc: BaseException) -> None:
-        """A handler raised; tell who reports such things."""
-        self.host.report(HandlerError(sub.subject, exc))
-
-
-class HandlerError(Error):
-    """A subscription's callback raised. The exception itself is ``__cause__``."""
-
-    def __init__(self, subject: str, exc: BaseException) -> None:
-        super().__init__(f"the handler of {subject!r} raised {type(exc).__name__}: {exc}")
-        self.subject = subject
-        self.__cause__ = exc

@@ -1,0 +1,117 @@
+"""Every live subscription, by sid, and what a new link must be told of them.
+
+It never switches: the reader looks up here, the reconnector asks what to restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .message import Msg
+from .subscription import Handler, Host, Subscription
+
+
+class InboxSubscription(Subscription):
+    """The one subscription behind all requests: its messages go straight to who waits."""
+
+    __slots__ = ("_deliver_reply",)
+
+    def __init__(
+        self, registry: Subscriptions, sid: int, subject: str, deliver: Callable[[Msg], None]
+    ) -> None:
+        super().__init__(registry, sid, subject, "", None, 1, 1, 1)
+        self._deliver_reply = deliver
+
+    def push(self, msg: Msg) -> None:
+        msg.sub = self
+        self._received += 1
+        self._deliver_reply(msg)
+
+
+class Subscriptions:
+    """The registry: every live subscription by sid, in the order in which they were made."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.by_sid: dict[int, Subscription] = {}
+        #: The subscription that each delivery greenlet works for.
+        self.delivering: dict[Any, Subscription] = {}
+        self.in_dropped = 0
+        self._last_sid = 0
+        self._not_restored: set[int] = set()
+
+    def add(
+        self,
+        subject: str,
+        queue: str,
+        cb: Handler | None,
+        pending_msgs_limit: int,
+        pending_bytes_limit: int,
+        concurrency: int,
+        max_msgs: int = 0,
+    ) -> Subscription:
+        """Make a subscription and, if there is a link, tell the server. Never switches."""
+        self._last_sid += 1
+        sub = Subscription(
+            self,
+            self._last_sid,
+            subject,
+            queue,
+            cb,
+            pending_msgs_limit,
+            pending_bytes_limit,
+            # Without a callback there is nothing to run, whatever was asked for.
+            concurrency if cb is not None else 0,
+        )
+        sub._max_msgs = max_msgs
+        self.by_sid[sub.sid] = sub
+        for frame in sub.frames():
+            self.host.send_control(frame)
+        return sub
+
+    def add_inbox(self, subject: str, deliver: Callable[[Msg], None]) -> None:
+        """Make the subscription for replies. Never switches."""
+        self._last_sid += 1
+        inbox = InboxSubscription(self, self._last_sid, subject, deliver)
+        self.by_sid[inbox.sid] = inbox
+        self.host.send_control(inbox.frames()[0])
+
+    def of_users(self) -> list[Subscription]:
+        """The live subscriptions that users made."""
+        return [s for s in self.by_sid.values() if not isinstance(s, InboxSubscription)]
+
+    def remove(self, sub: Subscription) -> None:
+        self.by_sid.pop(sub.sid, None)
+        self._not_restored.discard(sub.sid)
+
+    def stop_restoring(self, sub: Subscription) -> None:
+        """A draining subscription still takes messages, but no new link is told of it."""
+        self._not_restored.add(sub.sid)
+
+    def restore_frames(self) -> list[bytes]:
+        """SUB, and UNSUB where there is a limit, for every live subscription."""
+        return [
+            frame
+            for sub in list(self.by_sid.values())
+            if sub.sid not in self._not_restored
+            for frame in sub.frames()
+        ]
+
+    def refused(self, subject: str, queue: str, error: Exception) -> list[Subscription]:
+        """The server forbids *subject*: end the subscriptions it names. Returns them."""
+        named = [
+            sub for sub in self.by_sid.values() if sub.subject == subject and sub.queue == queue
+        ]
+        for sub in named:
+            sub.end(error)
+        return named
+
+    def end_all(self, cause: Exception) -> None:
+        """The connection is closed: end every subscription and give up what is queued."""
+        for sub in [*self.by_sid.values(), *self.delivering.values()]:
+            sub.give_up()
+            sub.end(cause)
+
+    def count_dropped(self, count: int) -> None:
+        self.in_dropped += count
