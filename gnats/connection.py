@@ -549,7 +549,7 @@ class Connection:
             in_dropped=self._subscriptions.in_dropped
             + self._requests.late
             + life.past_and_present("in_unknown"),
-            attempts=life.attempts,
+            attempts=life.seeker.attempts,
             connects=life.connects,
             reconnects=max(0, life.connects - 1),
             disconnects=life.disconnects,

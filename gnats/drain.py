@@ -60,7 +60,7 @@ class Drain:
 
     def _wait_for_link(self) -> None:
         while self._status is not S.connected:
-            if self._status is S.closed:
+            if self._status in (S.closed, S.disconnected):
                 raise ConnectionClosedError
             if not self._reconnector.status_changed.wait(self._deadline.remaining()):
                 raise TimeoutError("there was no link")

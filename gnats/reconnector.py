@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import gevent
 from gevent import Greenlet
-from gevent.event import Event
 
-from .backoff import Backoff, Deadline
+from .backoff import Deadline
 from .callbacks import CallbackQueue
 from .errors import (
     ConnectionClosedError,
-    Error,
     MaxPayloadError,
     NoServersError,
     PermissionsError,
@@ -33,21 +30,20 @@ from .errors import (
 from .info import ServerInfo
 from .options import ConnectionOptions
 from .outbox import Outbox
-from .pool import PoolServer, ServerPool
+from .pool import ServerPool
 from .refusals import read_refusal
 from .registry import Subscriptions
 from .requests import Requests
-from .session import Opened, Session, open_link
+from .seeker import ConnectFields, Seeker
+from .session import Opened, Session
 from .status import ConnectionStatus, Status
-from .url import ServerURL
-from .waiting import Line, Park
+from .waiting import Bell, Line, Park
 
 logger = logging.getLogger("gnats")
 
 # A link that lived shorter than this (seconds) does not end the outage before it: a server
 # that admits us and drops us at once must not be redialled in a tight loop.
 SHORT_LIFE = 0.25
-KILL_TIMEOUT = 1.0  # seconds, for a user's callable that resists
 SHORT_LIVES_BORNE = 4  # in a row; a server killed and killed again deserves a few quick returns
 # How long close() lets the last frames leave and waits for the server to confirm them.
 CLOSE_FLUSH = 1.0
@@ -66,7 +62,7 @@ class Reconnector:
         subscriptions: Subscriptions,
         requests: Requests,
         callbacks: CallbackQueue,
-        connect_fields: Callable[[ServerURL, ServerInfo], dict[str, Any]],
+        connect_fields: ConnectFields,
         tell: Callable[..., None],
     ) -> None:
         self._options = options
@@ -75,13 +71,7 @@ class Reconnector:
         self._subscriptions = subscriptions
         self._requests = requests
         self._callbacks = callbacks
-        self._connect_fields = connect_fields
         self._tell = tell  # tell("closed_cb", ...): post a user callback, the connection first
-        self._backoff = Backoff(
-            options.reconnect.reconnect_wait,
-            options.reconnect.reconnect_max_wait,
-            options.reconnect.reconnect_jitter,
-        )
         self.status = Status(self._moved)
         self.status_changed = Line()
         self.session: Session | None = None
@@ -89,17 +79,24 @@ class Reconnector:
         self.last_error: Exception | None = None
         #: While a drain is under way: the state to come back to after a loss.
         self.drain_stage: ConnectionStatus | None = None
-        self.attempts = self.connects = self.disconnects = self.errors_received = 0
+        self.connects = self.disconnects = self.errors_received = 0
+        self._bell = Bell()
+        self.seeker = Seeker(
+            options,
+            pool,
+            connect_fields,
+            self._bell,
+            lambda: self.is_closing,
+            self._attempt_failed,
+        )
         # Of sessions that are gone; the present one counts for itself.
         self._past = {"in_msgs": 0, "in_bytes": 0, "in_unknown": 0, "pings": 0}
         self._generation = 0
         self._short_lives = 0
-        self._bell: Event | None = None
         self._greenlet: Greenlet[[], None] | None = None
         self._closing: Exception | None = None
-        self._forced = False
         self._fails_fast = False  # in a first connect that gives each server one attempt
-        self._failure: NoServersError | None = None  # of such a first connect
+        self._failure: Exception | None = None  # of such a first connect
         self._awaited: list[tuple[ConnectionStatus, Park]] = []
 
     # -- wishes, from anyone -------------------------------------------------------------
@@ -107,30 +104,29 @@ class Reconnector:
     def start(self) -> None:
         """Begin the first connect, in the background."""
         self._failure = None
-        self._bell = Event()
         self.status.to(S.connecting)
         self._outbox.open()
         self._greenlet = gevent.spawn(self._run)
 
     def request_close(self, cause: Exception | None = None) -> None:
         """Have the connection closed. Waiters hear of it when it is."""
-        if self._closing is None:
-            self._closing = cause or ConnectionClosedError()
+        if self._closing is not None:
+            return
+        self._closing = cause or ConnectionClosedError()
         if self._greenlet is None:
             self._finish()
-        self._ring()
+        self._bell.ring()
 
     def request_reconnect(self) -> None:
         """Drop the present link, or cut the present wait short."""
         if self.session is not None:
             self.session.exit.fail(ReconnectForcedError())
         else:
-            self._forced = True
-        self._ring()
+            self.seeker.hurry()
 
     def servers_changed(self) -> None:
         """The pool has a new server: a wait for the next cycle is over."""
-        self._ring()
+        self._bell.ring()
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the greenlet to end: the connection is closed, or never came to be."""
@@ -165,7 +161,7 @@ class Reconnector:
         return self._closing is not None
 
     @property
-    def failure(self) -> NoServersError | None:
+    def failure(self) -> Exception | None:
         """Why the first connect failed, when it did."""
         return self._failure
 
@@ -186,11 +182,12 @@ class Reconnector:
             while self._closing is None:
                 if fresh:
                     self._pool.begin_outage()
-                opened = self._find_link(first)
+                opened = self.seeker.find(first=first, one_cycle=self._fails_fast)
                 if opened is None:
                     if self._fails_fast:
                         self._give_back()
                         return
+                    self._give_up()
                     break
                 self._fails_fast = False
                 session = self._restore(opened, first)
@@ -209,112 +206,32 @@ class Reconnector:
         if self._closing is not None:
             self._finish()
             return
-        self._failure = NoServersError(self._pool.last_errors())
+        self._failure = self.seeker.gave_up
         self._greenlet = None
         self._outbox.shut(lambda: ConnectionClosedError("not connected: connect() failed"))
         self._outbox.buffer.discard()
+        self._requests.fail_all(ConnectionClosedError("connect() failed meanwhile"))
         self.status.to(S.disconnected)
 
-    def _may_reconnect(self) -> bool:
-        reconnect = self._options.reconnect
-        return reconnect.allow_reconnect and reconnect.max_reconnect != 0
+    def _give_up(self) -> None:
+        """Nobody is left to try: the connection will be closed, and this is why."""
+        why = self.seeker.gave_up
+        if self._closing is not None or why is None:
+            return
+        if isinstance(why, NoServersError):
+            self.report(why)
+        else:
+            self.last_error = why  # it was told when the attempt failed
 
-    # -- finding a link ------------------------------------------------------------------
-
-    def _find_link(self, first: bool) -> Opened | None:
-        """Try servers, cycle after cycle. None: nobody is left, or the connection closes."""
-        cycle = 0
-        while self._closing is None:
-            server = self._pool.next(ignore_limit=first and cycle == 0)
-            if server is not None:
-                opened = self._attempt(server)
-                if opened is not None:
-                    return opened
-                if self._must_abort(server):
-                    self.last_error = server.last_error
-                    return None
-            elif self._fails_fast:
-                return None
-            elif self._pool.exhausted:
-                self.report(NoServersError(self._pool.last_errors()))
-                return None
-            else:
-                cycle += 1
-                self._pause(cycle)
-        return None
-
-    def _attempt(self, server: PoolServer) -> Opened | None:
-        self.attempts += 1
-        opened = self._aside(self._open, server.url)
-        if isinstance(opened, Opened):
-            self._pool.succeeded(server)
-            return opened
-        if self._closing is None:
-            self._attempt_failed(server, opened)
-        return None
-
-    def _open(self, url: ServerURL) -> Opened:
-        return open_link(
-            url,
-            lambda info: self._connect_fields(url, info),
-            Deadline(self._options.connect_timeout),
-            self._options.write_timeout,
-        )
-
-    def _aside(self, run: Callable[..., Any], *args: Any) -> Any:
-        """Call *run* in a greenlet of its own and wait, so that close() ends it at once and
-        what the user gave us cannot hold the reconnector. A failure is returned, not raised."""
-        outcome: list[Any] = []
-
-        def work() -> None:
-            try:
-                outcome.append(run(*args))
-            except (Exception, gevent.Timeout) as exc:
-                outcome.append(exc)
-
-        greenlet = gevent.spawn(work)
-        greenlet.link(lambda _: self._ring())
-        try:
-            while not greenlet.dead and self._closing is None:
-                self._listen(None)
-        finally:
-            greenlet.kill(timeout=KILL_TIMEOUT)
-        return outcome[0] if outcome else Error("the attempt was killed")
-
-    def _attempt_failed(self, server: PoolServer, failure: object) -> None:
-        error = failure if isinstance(failure, Exception) else Error(f"failed: {failure!r}")
-        self._pool.failed(server, error)
+    def _attempt_failed(self, error: Exception) -> None:
         if self.disconnects == 0:
             self.last_error = error  # in a later outage it stays the cause of the loss
         if not self._fails_fast:
             self._tell("error_cb", error)
-        logger.info("gnats: cannot connect to %s: %s", server.url, error)
 
-    def _must_abort(self, server: PoolServer) -> bool:
-        """The same auth error twice from one server: waiting will not make it better."""
-        if self._options.reconnect.ignore_auth_error_abort or not server.repeated_auth_error:
-            return False
-        logger.warning("gnats: %s refused the credentials twice, giving up", server.url)
-        return True
-
-    def _pause(self, cycle: int) -> None:
-        """The wait after a full cycle; close, force_reconnect and add_server cut it short."""
-        deadline = Deadline(self._delay(cycle))
-        self._forced = False
-        while not deadline.expired and self._closing is None and not self._forced:
-            if self._listen(deadline.remaining()) and self._pool.has_untried:
-                return  # the new server has its turn in this cycle, before anyone's next
-        self._pool.begin_cycle()
-
-    def _delay(self, cycle: int) -> float:
-        custom = self._options.reconnect.custom_reconnect_delay_cb
-        if custom is not None:
-            delay = self._aside(custom, cycle)
-            if _is_delay(delay):
-                return float(delay)
-            if self._closing is None:
-                self.report(_bad_delay(delay))
-        return self._backoff.delay(cycle)
+    def _may_reconnect(self) -> bool:
+        reconnect = self._options.reconnect
+        return reconnect.allow_reconnect and reconnect.max_reconnect != 0
 
     # -- a link is up --------------------------------------------------------------------
 
@@ -331,9 +248,9 @@ class Reconnector:
             self._options.max_pings_out,
             self._on_info,
             self._on_err,
-            self._ring,
+            self._bell.ring,
             self._outbox.room_made,
-            self._ring,
+            self._bell.ring,
         )
         self._take_info(opened.info)
         self._evict(opened.info.max_payload)
@@ -357,7 +274,7 @@ class Reconnector:
         if not self._outbox.buffer.frames:
             return
         while not session.written and session.exit.cause is None and self._closing is None:
-            self._listen(None)
+            self._bell.listen(None)
 
     def _evict(self, max_payload: int) -> None:
         """Messages that this server would close the link for cannot be replayed to it."""
@@ -367,7 +284,7 @@ class Reconnector:
     def _outlive(self, session: Session) -> bool:
         """Until the link ends. Returns whether another is to be sought."""
         while session.exit.cause is None and self._closing is None:
-            self._listen(None)
+            self._bell.listen(None)
         if self._closing is not None:
             return False
         self._lose(session)
@@ -440,12 +357,12 @@ class Reconnector:
 
         def on_pong(arrived: bool) -> None:
             answered.append(arrived)
-            self._ring()
+            self._bell.ring()
 
         session.pings.ping(on_pong)
         deadline = Deadline(CLOSE_FLUSH)
         while not answered and session.exit.cause is None and not deadline.expired:
-            self._listen(deadline.remaining())
+            self._bell.listen(deadline.remaining())
 
     # -- what a session tells ------------------------------------------------------------
 
@@ -494,26 +411,3 @@ class Reconnector:
             if new in (wanted, S.closed):
                 park.wake()
         self._tell("status_cb", old, new)
-
-    def _ring(self) -> None:
-        if self._bell is not None:
-            self._bell.set()
-
-    def _listen(self, timeout: float | None) -> bool:
-        """Wait for the bell; False when *timeout* seconds ran out first."""
-        assert self._bell is not None
-        rung = self._bell.wait(timeout)
-        self._bell.clear()
-        return bool(rung)
-
-
-def _is_delay(delay: object) -> bool:
-    if isinstance(delay, bool) or not isinstance(delay, (int, float)):
-        return False
-    return 0 <= delay < 1e9  # NaN and infinity are no delays
-
-
-def _bad_delay(delay: object) -> Exception:
-    if isinstance(delay, Exception):
-        return delay
-    return Error(f"custom_reconnect_delay_cb must return 0 or more seconds, not {delay!r}")

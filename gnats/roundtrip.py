@@ -19,6 +19,9 @@ from .reconnector import Reconnector
 from .status import ConnectionStatus
 from .waiting import Park
 
+# No link will come any more; after "disconnected" only by another connect().
+_OVER = (ConnectionStatus.closed, ConnectionStatus.disconnected)
+
 
 class RoundTrips:
     """Round trips over whatever link there is. Every method switches."""
@@ -72,7 +75,7 @@ class RoundTrips:
     def await_link(self, operation: str, deadline: Deadline) -> None:
         """Until there is a link. Raises TimeoutError, ConnectionClosedError."""
         while not self._outbox.linked:
-            if self._reconnector.status.current is ConnectionStatus.closed:
+            if self._reconnector.status.current in _OVER:
                 raise ConnectionClosedError
             if not self._reconnector.status_changed.wait(deadline.remaining()):
                 raise TimeoutError(

@@ -72,6 +72,34 @@ class Line:
             park.wake()
 
 
+class Bell:
+    """Rung by anyone, listened to by one greenlet, which then looks what has changed."""
+
+    __slots__ = ("_park", "_rung")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._park: Park | None = None
+
+    def ring(self) -> None:
+        """Never switches; from any greenlet or hub callback."""
+        self._rung = True
+        if self._park is not None:
+            self._park.wake()
+
+    def listen(self, timeout: float | None = None) -> bool:
+        """Wait until it has been rung since the last ``listen``; False when *timeout* seconds
+        ran out first."""
+        if not self._rung:
+            self._park = Park()
+            try:
+                self._park.wait(timeout)
+            finally:
+                self._park = None
+        rung, self._rung = self._rung, False
+        return rung
+
+
 def turn() -> None:
     """Let the loop turn once: timers run, sockets are polled, others have their say.
 

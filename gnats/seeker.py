@@ -1,0 +1,170 @@
+"""The search for a link: server after server, cycle after cycle, until one lets us in.
+
+The pool says which server is next, this file dials it and does the waiting between cycles; it
+runs in the reconnector's greenlet and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from .backoff import Backoff, Deadline
+from .errors import Error, NoServersError
+from .info import ServerInfo
+from .options import ConnectionOptions
+from .pool import PoolServer, ServerPool
+from .session import Opened, open_link
+from .url import ServerURL
+from .waiting import Bell
+
+logger = logging.getLogger("gnats")
+
+KILL_TIMEOUT = 1.0  # seconds, for a user's callable that resists
+
+ConnectFields = Callable[[ServerURL, ServerInfo], "dict[str, Any]"]
+
+
+class Seeker:
+    """Finds the next link. *bell* cuts its waits short; *is_closing* ends the search."""
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        pool: ServerPool,
+        connect_fields: ConnectFields,
+        bell: Bell,
+        is_closing: Callable[[], bool],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._options = options
+        self._pool = pool
+        self._connect_fields = connect_fields
+        self._bell = bell
+        self._is_closing = is_closing
+        self._on_failure = on_failure  # an attempt, or the user's delay callback, has failed
+        reconnect = options.reconnect
+        self._backoff = Backoff(
+            reconnect.reconnect_wait, reconnect.reconnect_max_wait, reconnect.reconnect_jitter
+        )
+        self._hurried = False
+        self.attempts = 0
+        #: Why the last search ended without a link.
+        self.gave_up: Exception | None = None
+
+    def hurry(self) -> None:
+        """Cut the present wait short and begin the next cycle. Never switches."""
+        self._hurried = True
+        self._bell.ring()
+
+    def find(self, *, first: bool, one_cycle: bool) -> Opened | None:
+        """The next link; None when nobody is left, or the connection closes. Switches.
+
+        *first*: every server gets an attempt, whatever ``max_reconnect`` is. *one_cycle*: and
+        no more than that one.
+        """
+        cycle = 0
+        while not self._is_closing():
+            server = self._pool.next(ignore_limit=first and cycle == 0)
+            if server is not None:
+                opened = self._attempt(server)
+                if opened is not None:
+                    return opened
+                if self._must_give_up(server):
+                    return None
+            elif one_cycle or self._pool.exhausted:
+                self.gave_up = NoServersError(self._pool.last_errors())
+                return None
+            else:
+                cycle += 1
+                self._pause(cycle)
+        return None
+
+    # -- one attempt ---------------------------------------------------------------------
+
+    def _attempt(self, server: PoolServer) -> Opened | None:
+        self.attempts += 1
+        outcome = self._aside(self._open, server.url)
+        if isinstance(outcome, Opened):
+            self._pool.succeeded(server)
+            return outcome
+        if not self._is_closing():
+            error = outcome if isinstance(outcome, Exception) else Error(f"failed: {outcome!r}")
+            self._pool.failed(server, error)
+            logger.info("gnats: cannot connect to %s: %s", server.url, error)
+            self._on_failure(error)
+        return None
+
+    def _open(self, url: ServerURL) -> Opened:
+        return open_link(
+            url,
+            lambda info: self._connect_fields(url, info),
+            Deadline(self._options.connect_timeout),
+            self._options.write_timeout,
+        )
+
+    def _must_give_up(self, server: PoolServer) -> bool:
+        """The same auth error twice from one server: waiting will not make it better."""
+        if self._options.reconnect.ignore_auth_error_abort or not server.repeated_auth_error:
+            return False
+        logger.warning("gnats: %s refused the credentials twice, giving up", server.url)
+        self.gave_up = server.last_error
+        return True
+
+    # -- the wait between two cycles -----------------------------------------------------
+
+    def _pause(self, cycle: int) -> None:
+        """The wait after a full cycle; close, force_reconnect and add_server cut it short."""
+        self._hurried = False
+        deadline = Deadline(self._delay(cycle))
+        while not deadline.expired and not self._is_closing() and not self._hurried:
+            if self._bell.listen(deadline.remaining()) and self._pool.has_untried:
+                return  # the new server has its turn in this cycle, before anyone's next
+        self._pool.begin_cycle()
+
+    def _delay(self, cycle: int) -> float:
+        custom = self._options.reconnect.custom_reconnect_delay_cb
+        if custom is not None:
+            delay = self._aside(custom, cycle)
+            if _is_delay(delay):
+                return float(delay)
+            if not self._is_closing():
+                self._on_failure(_bad_delay(delay))
+        return self._backoff.delay(cycle)
+
+    # -- what may block ------------------------------------------------------------------
+
+    def _aside(self, run: Callable[..., Any], *args: Any) -> Any:
+        """Call *run* in a greenlet of its own and wait, so that close() ends it at once and
+        what the user gave us cannot hold the reconnector. A failure is returned, not raised."""
+        outcome: list[Any] = []
+
+        def work() -> None:
+            try:
+                outcome.append(run(*args))
+            except (Exception, gevent.Timeout) as exc:
+                outcome.append(exc)
+
+        greenlet = gevent.spawn(work)
+        greenlet.link(lambda _: self._bell.ring())
+        try:
+            while not greenlet.dead and not self._is_closing():
+                self._bell.listen(None)
+        finally:
+            greenlet.kill(timeout=KILL_TIMEOUT)
+        return outcome[0] if outcome else Error("the attempt was killed")
+
+
+def _is_delay(delay: object) -> bool:
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)):
+        return False
+    return 0 <= delay < 1e9  # NaN and infinity are no delays
+
+
+def _bad_delay(delay: object) -> Exception:
+    if isinstance(delay, Exception):
+        return delay
+    return Error(f"custom_reconnect_delay_cb must return 0 or more seconds, not {delay!r}")
