@@ -36,7 +36,7 @@ class CallbackQueue:
             return
         self._calls.append((callback, args))
         if self._greenlet is None:
-            self._greenlet = gevent.spawn(self._run)
+            self._start()
 
     @property
     def is_current(self) -> bool:
@@ -49,19 +49,23 @@ class CallbackQueue:
             return True
         return self._idle.wait(timeout)
 
+    def _start(self) -> None:
+        self._greenlet = gevent.spawn(self._run)
+        # A link, not a finally: a greenlet killed before it ran has no finally.
+        self._greenlet.rawlink(self._ended)
+
     def _run(self) -> None:
-        try:
-            while self._calls:
-                callback, args = self._calls.popleft()
-                self._call(callback, args)
-        finally:
-            self._greenlet = None
-            if self._calls:
-                # Only a kill that a callback brought upon itself gets here: the next ones
-                # are not its victims.
-                self._greenlet = gevent.spawn(self._run)
-            else:
-                self._idle.wake_all()
+        while self._calls:
+            callback, args = self._calls.popleft()
+            self._call(callback, args)
+
+    def _ended(self, _: object) -> None:
+        """In the hub: through with the queue, or killed, of which later calls are no victims."""
+        self._greenlet = None
+        if self._calls:
+            self._start()
+        else:
+            self._idle.wake_all()
 
     def _call(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
         try:

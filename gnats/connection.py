@@ -467,8 +467,7 @@ class Connection:
         if self._is_ours():
             return  # the caller is one of those that would be waited for
         deadline = Deadline(CLOSE_JOIN)
-        while self._subscriptions.delivering and not deadline.expired:
-            gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
+        gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
         self._callbacks.join(deadline.remaining() or 0.0)
 
     def _is_ours(self) -> bool:

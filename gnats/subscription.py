@@ -187,21 +187,21 @@ class Subscription:
 
     def _start_delivery(self) -> None:
         self._running += 1
-        self._registry.delivering[gevent.spawn(self._deliver)] = self
+        greenlet = gevent.spawn(self._deliver)
+        self._registry.delivering[greenlet] = self
+        # A link, not a finally: a greenlet killed before it ran has no finally.
+        greenlet.rawlink(self._delivery_ended)
+
+    def _delivery_ended(self, greenlet: object) -> None:
+        """In the hub: the greenlet is through with the queue, or was killed."""
+        del self._registry.delivering[greenlet]
+        self._running -= 1
+        if self._queue:
+            self._start_delivery()
+        else:
+            self._settle()
 
     def _deliver(self) -> None:
-        try:
-            self._deliver_queued()
-        finally:
-            del self._registry.delivering[getcurrent()]
-            self._running -= 1
-            if self._queue:
-                # Only a kill that a handler brought upon its greenlet gets here.
-                self._start_delivery()
-            else:
-                self._settle()
-
-    def _deliver_queued(self) -> None:
         cb, clock = self._cb, time.monotonic
         assert cb is not None
         until = clock() + SLICE
