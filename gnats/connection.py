@@ -21,8 +21,10 @@ from .callbacks import CallbackQueue
 from .commands import CRLF, SIZES
 from .drain import Drain
 from .errors import (
+    CallbackError,
     ConnectionClosedError,
     ConnectionDrainingError,
+    DrainTimeoutError,
     Error,
     HeaderError,
     MaxPayloadError,
@@ -38,7 +40,7 @@ from .outbox import Outbox
 from .pool import ServerPool
 from .reconnector import Reconnector
 from .registry import Subscriptions
-from .requests import Replies, Requests, Sentinel, Waiter, empty_payload
+from .requests import Collector, Replies, Requests, Sentinel, Waiter, empty_payload
 from .roundtrip import RoundTrips
 from .stats import Stats
 from .status import ConnectionStatus
@@ -52,7 +54,7 @@ from .subjects import (
 )
 from .subscription import Handler, Host, Subscription
 from .url import Servers, ServerURL, parse_servers, parse_url
-from .waiting import check_timeout, in_hub
+from .waiting import check_timeout, in_hub, refuse_in_hub
 
 logger = logging.getLogger("gnats")
 
@@ -125,6 +127,7 @@ class Connection:
         the background. Raises BadURLError, ConnectionClosedError once closed, and Error when
         it is connected already.
         """
+        refuse_in_hub("connect")
         if self.status is not S.disconnected:
             if self.is_closed:
                 raise ConnectionClosedError
@@ -156,13 +159,17 @@ class Connection:
 
     def add_server(self, url: str) -> None:
         """Add a server at the back of the pool; a wait for the next cycle ends. Never switches.
-        Raises BadURLError."""
+        Raises BadURLError, ConnectionClosedError."""
+        if self.is_closed:
+            raise ConnectionClosedError
         if self._pool.add(parse_url(url)):
             self._reconnector.servers_changed()
 
     def set_servers(self, urls: Servers) -> None:
         """Replace the configured servers; the present link stays. Never switches. Raises
-        BadURLError."""
+        BadURLError, ConnectionClosedError."""
+        if self.is_closed:
+            raise ConnectionClosedError
         self._pool.replace(parse_servers(urls))
         self._reconnector.servers_changed()
 
@@ -315,6 +322,7 @@ class Connection:
         """
         deadline = Deadline(check_timeout(timeout))
         self._check_open("request")
+        refuse_in_hub("request")
         waiter = Waiter(subject)
         reply = self._requests.open(waiter)
         try:
@@ -349,9 +357,17 @@ class Connection:
         if sentinel is not None and sentinel is not False and not callable(sentinel):
             raise OptionError("sentinel", "True or a function of the message is needed")
         self._check_open("request_many")
-        replies = Replies(subject, deadline, stall, max_msgs, sentinel or None)
-        reply = self._requests.open(replies)
-        replies.on_close = lambda: self._requests.close(reply)
+        collector = Collector()
+        reply = self._requests.open(collector)
+        replies = Replies(
+            collector,
+            lambda: self._requests.close(reply),
+            subject,
+            deadline,
+            stall,
+            max_msgs,
+            sentinel or None,
+        )
         try:
             self._ask(subject, payload, reply, headers)
         except BaseException:
@@ -392,6 +408,7 @@ class Connection:
         """
         deadline = Deadline(check_timeout(timeout))
         self._check_open("flush", draining=True)
+        refuse_in_hub("flush")
         self._round_trips.flush(deadline)
         return True
 
@@ -401,6 +418,7 @@ class Connection:
         link to measure."""
         deadline = Deadline(check_timeout(timeout))
         self._check_open("rtt", draining=True)
+        refuse_in_hub("rtt")
         return self._round_trips.once("rtt", deadline)
 
     # -- the end -------------------------------------------------------------------------
@@ -419,23 +437,24 @@ class Connection:
         if self.status is S.disconnected or in_hub():
             self.close()
             return
-        first = self._drain is None
-        if first:
-            seconds = self._options.drain_timeout if timeout is None else timeout
-            self._drain = Drain(
-                self._reconnector,
-                self._outbox,
-                self._subscriptions,
-                self._round_trips,
-                Deadline(seconds),
-            )
-        if self._is_ours():
-            if first:
-                gevent.spawn(self._drain_behind)
-        elif first:
-            self._run_drain()
+        deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
+        if self._drain is not None:
+            if not self._is_ours():
+                self._await_drain(deadline)
+            return
+        ours = self._is_ours()
+        self._drain = Drain(
+            self._reconnector,
+            self._outbox,
+            self._subscriptions,
+            self._round_trips,
+            deadline,
+            self._report if ours else None,
+        )
+        if ours:
+            gevent.spawn(self._drain_behind)
         else:
-            self._join_close()
+            self._run_drain()
 
     def _run_drain(self) -> None:
         assert self._drain is not None
@@ -448,7 +467,15 @@ class Connection:
         try:
             self._run_drain()
         except Error as exc:
-            self._report(exc)
+            logger.info("gnats: the drain that a handler began ended: %s", exc)
+
+    def _await_drain(self, deadline: Deadline) -> None:
+        """Another greenlet's drain is under way: wait for its end, within our own time."""
+        if not self._reconnector.await_status(S.closed, deadline.remaining()):
+            unhandled = sum(sub.unhandled for sub in self._subscriptions.unfinished())
+            raise DrainTimeoutError(
+                deadline.seconds, unhandled, self._buffer.buffered, "another drain goes on"
+            )
 
     def close(self) -> None:
         """Close now. Switches, except in a hub callback; bounded, whatever the server does.
@@ -499,6 +526,7 @@ class Connection:
         when it is closed and can never get there, ValueError for an unknown status.
         """
         wanted = S(status)
+        refuse_in_hub("wait_for_status")
         if not self._reconnector.await_status(wanted, check_timeout(timeout)):
             raise TimeoutError(
                 f"the status is {self.status}, and was not {wanted} within {timeout} s", timeout
@@ -641,10 +669,12 @@ class Connection:
     def _callback_failed(self, callback: Callable[..., Any], exc: BaseException) -> None:
         logger.error("gnats: callback %r raised", callback, exc_info=exc)
         # error_cb that fails is not told of its own failure: that would never end.
-        if callback is not self._options.callbacks.error_cb and isinstance(exc, Exception):
-            self._tell("error_cb", exc)
+        if callback is not self._options.callbacks.error_cb:
+            self._tell("error_cb", exc if isinstance(exc, Exception) else CallbackError(exc))
 
     def _check_open(self, operation: str, draining: bool = False) -> None:
+        if self._outbox.linked and self._drain is None and not self._reconnector.is_closing:
+            return
         if self.is_closed or self._reconnector.is_closing:
             raise ConnectionClosedError
         if self.status is S.disconnected:

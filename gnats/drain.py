@@ -6,6 +6,7 @@ Source: client protocol practice of the other clients ("drain"), DESIGN 3.6.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from . import commands
 from .backoff import Deadline
@@ -38,12 +39,14 @@ class Drain:
         subscriptions: Subscriptions,
         round_trips: RoundTrips,
         deadline: Deadline,
+        report: Callable[[Exception], None] | None = None,
     ) -> None:
         self._reconnector = reconnector
         self._outbox = outbox
         self._subscriptions = subscriptions
         self._round_trips = round_trips
         self._deadline = deadline
+        self._report = report  # when nobody waits to receive what ``run`` raises
         self._subs: list[Subscription] = []
 
     def run(self) -> None:
@@ -54,7 +57,10 @@ class Drain:
             self._drain_subscriptions()
             self._drain_publishes()
         except TimeoutError as exc:
-            raise self._timed_out(exc) from exc
+            failure = self._timed_out(exc)
+            if self._report is not None:
+                self._report(failure)
+            raise failure from exc
         finally:
             self._reconnector.request_close()
 
@@ -67,12 +73,13 @@ class Drain:
 
     def _drain_subscriptions(self) -> None:
         self._enter(S.draining_subs)
-        self._subs = self._subscriptions.of_users()
-        for sub in self._subs:
+        live = self._subscriptions.of_users()
+        self._subs = self._subscriptions.unfinished()
+        for sub in live:
             self._outbox.buffer.append_control(commands.unsub(sub.sid))
             self._subscriptions.stop_restoring(sub)
         self._confirm()
-        for sub in self._subs:
+        for sub in live:
             sub.end(None)
         for sub in self._subs:
             if not sub.await_handled(self._deadline):
@@ -105,7 +112,7 @@ class Drain:
         return self._reconnector.status.current
 
     def _timed_out(self, why: TimeoutError) -> DrainTimeoutError:
-        subs = self._subs or self._subscriptions.of_users()
+        subs = self._subs or self._subscriptions.unfinished()
         unhandled = sum(sub.unhandled for sub in subs)
         for sub in subs:
             sub.give_up()

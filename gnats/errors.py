@@ -292,6 +292,14 @@ class SlowConsumerError(Error):
         self.pending_bytes = pending_bytes
 
 
+class CallbackError(Error):
+    """A callback ended with what is no Exception, as gevent.Timeout; it is ``__cause__``."""
+
+    def __init__(self, exc: BaseException) -> None:
+        super().__init__(f"a callback ended with {type(exc).__name__}: {exc}")
+        self.__cause__ = exc
+
+
 class HandlerError(Error):
     """A subscription's callback raised; told to ``error_cb``. The exception is ``__cause__``."""
 

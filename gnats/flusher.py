@@ -44,7 +44,7 @@ class Barrier:
         self._outstanding = True
         if not self._buffer.keep:
             self._cooling = get_hub().loop.timer(BARRIER_INTERVAL)
-            self._cooling.start(self._cooled)
+            self._cooling.start(self._cooled, update=True)
         self._pings.ping(self._on_pong)
 
     def close(self) -> None:
@@ -92,13 +92,12 @@ class Flusher:
         try:
             while True:
                 self._barrier.raise_if_due()
-                data = self._buffer.take()
-                if data:
-                    self._send(data)
-                    self._buffer.written()
-                    self._on_written()
-                else:
+                if not self._buffer.frames:
                     self._wait()
+                    continue
+                self._send(self._buffer.take())
+                self._buffer.written()
+                self._on_written()
         except Error as exc:
             # A server that refuses something says so and closes: our write fails first, its
             # words are still to be read. Two turns let the reader be the first to report.

@@ -45,12 +45,17 @@ class Handshake:
             return self._walk(self._parser.feed(data))
         except ProtocolError as exc:
             # What the server said before it broke the protocol may be the better reason.
-            self._walk(exc.events)
+            for event in exc.events:
+                if isinstance(event, Err):
+                    raise read_refusal(event.text).error from exc
             raise
 
     def _walk(self, events: list[Event]) -> bytes:
         out = b""
+        opening = self.info is None  # our PING is not out before this walk is over
         for position, event in enumerate(events):
+            if opening and self.info is not None and isinstance(event, Pong):
+                raise ProtocolError("a PONG came for a PING that had not been sent yet")
             out += self._on_event(event)
             if self.done:
                 self.early = events[position + 1 :]

@@ -29,7 +29,7 @@ HeaderSource = Union["Headers", Mapping[str, HeaderValue], Iterable["tuple[str, 
 class Headers(MutableMapping[str, str]):
     """Case-preserving, multi-value headers. Never switches; raises HeaderError on bad input."""
 
-    __slots__ = ("_values", "description", "status")
+    __slots__ = ("_values", "description", "received", "status")
 
     def __init__(self, source: HeaderSource = ()) -> None:
         self._values: dict[str, list[str]] = {}
@@ -37,9 +37,12 @@ class Headers(MutableMapping[str, str]):
         self.status: int | None = None
         #: The words behind the status.
         self.description: str = ""
+        #: Whether they came over the wire, unchecked.
+        self.received = False
         if isinstance(source, Headers):
             self._values = {name: list(values) for name, values in source._values.items()}
             self.status, self.description = source.status, source.description
+            self.received = source.received
             return
         for name, value in _pairs(source):
             for one in [value] if isinstance(value, str) else _several(name, value):
@@ -130,6 +133,10 @@ def check_header(name: str, value: str) -> None:
 def encode_headers(source: HeaderSource) -> bytes:
     """The wire form: version line, one line per value, an empty line. Raises HeaderError."""
     headers = source if isinstance(source, Headers) else Headers(source)
+    if headers.received:
+        # A peer's headers are read generously; what we send on is held to the rules.
+        for name, value in headers.pairs():
+            check_header(name, value)
     lines = [VERSION]
     try:
         lines += [f"{name}: {value}".encode() for name, value in headers.pairs()]
@@ -147,12 +154,16 @@ def decode_headers(block: bytes) -> Headers:
     if not block.startswith(VERSION):
         raise ProtocolError(f"a header block starts with {block[:20]!r}, not with NATS/1.0")
     first, *lines = block.decode("utf-8", "surrogateescape").split("\r\n")
+    rest = first[len(VERSION) :]
+    if rest and rest[0] not in " \t":
+        raise ProtocolError(f"a header block starts with {block[:20]!r}, not with NATS/1.0")
     headers = Headers()
-    _read_status(headers, first[len(VERSION) :].strip())
+    headers.received = True
+    _read_status(headers, rest.strip(" \t"))
     for line in lines:
         name, colon, value = line.partition(":")
         if colon:
-            headers._values.setdefault(name.strip(), []).append(value.strip())
+            headers._values.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
     return headers
 
 
@@ -160,7 +171,7 @@ def _read_status(headers: Headers, text: str) -> None:
     code, _, description = text.partition(" ")
     if len(code) == 3 and code.isascii() and code.isdigit():
         headers.status = int(code)
-        headers.description = description.strip()
+        headers.description = description.strip(" \t")
 
 
 def _pairs(source: object) -> list[tuple[str, HeaderValue]]:

@@ -6,6 +6,7 @@ A server that leaves ``max_pings_out`` PINGs unanswered is found out at the tick
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import gevent
@@ -13,6 +14,9 @@ import gevent
 from .errors import StaleConnectionError
 from .pings import Pings
 from .waiting import turn
+
+# A tick that comes after this many intervals says that this process was stopped or blocked.
+LATE = 1.5
 
 
 class Keepalive:
@@ -36,7 +40,12 @@ class Keepalive:
     def run(self) -> None:
         """Ping until the server is found silent."""
         while True:
+            slept_from = time.monotonic()
             gevent.sleep(self._interval)
+            if time.monotonic() - slept_from > LATE * self._interval:
+                # We were the silent one: our last PING may not even have left. Nothing that the
+                # server failed to do in that time counts.
+                continue
             if self._outstanding >= self._max_out and not self._reader_found_life():
                 self._fail(
                     StaleConnectionError(

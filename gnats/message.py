@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .errors import Error
+from .errors import Error, ProtocolError
 from .headers import Headers, HeaderSource, decode_headers
 
 Payload = object  # bytes, bytearray, memoryview or str; to_bytes() is the judge
+
+
+_NO_RESPONDERS = b"NATS/1.0 503"
 
 
 class Responder(Protocol):
@@ -73,14 +76,22 @@ class Msg:
 
     def __repr__(self) -> str:
         reply = f" reply={self.reply!r}" if self.reply else ""
-        headers = f" headers={self.headers!r}" if self._block is not None else ""
+        headers = f" headers={self._shown_headers()}" if self._block is not None else ""
         data = self.data if len(self.data) <= 64 else self.data[:61] + b"..."
         return f"<Msg {self.subject!r}{reply}{headers} data={data!r} ({len(self.data)} bytes)>"
+
+    def _shown_headers(self) -> str:
+        try:
+            return repr(self.headers)
+        except ProtocolError:
+            return f"broken, {self._block!r:.60}"
 
     def is_no_responders(self) -> bool:
         """Whether this is the server's word that nobody listens: status 503, no payload."""
         block = self._block
-        return block is not None and not self.data and block.startswith(b"NATS/1.0 503")
+        if block is None or self.data or not block.startswith(_NO_RESPONDERS):
+            return False
+        return block[len(_NO_RESPONDERS) : len(_NO_RESPONDERS) + 1] in (b" ", b"\r", b"")
 
 
 def to_bytes(payload: Payload) -> bytes:

@@ -15,6 +15,9 @@ from .errors import BadSubjectError, OptionError, OptionTypeError
 from .subjects import encode_subject
 from .url import Servers, parse_servers
 
+# Seconds: thirty years. Larger ones overflow the timers of a loop.
+LONGEST = 1e9
+
 Secret = Union[str, Callable[[], str], None]
 
 
@@ -129,7 +132,10 @@ class ConnectionOptions:
         _check_inbox_prefix(self.inbox_prefix)
 
 
-_GROUPS: dict[str, type] = {"reconnect": ReconnectOptions, "callbacks": Callbacks}
+_GROUPS: dict[str, type[ReconnectOptions] | type[Callbacks]] = {
+    "reconnect": ReconnectOptions,
+    "callbacks": Callbacks,
+}
 
 
 def from_fields(options: ConnectionOptions | None, fields: dict[str, Any]) -> ConnectionOptions:
@@ -150,6 +156,11 @@ def from_fields(options: ConnectionOptions | None, fields: dict[str, Any]) -> Co
     for group, changes in grouped.items():
         if changes:
             start = own.get(group, getattr(base, group))
+            kind = _GROUPS[group]
+            if not isinstance(start, kind):
+                raise OptionTypeError(
+                    group, f"{kind.__name__} is needed, not {type(start).__name__}"
+                )
             own[group] = dataclasses.replace(start, **changes)
     return dataclasses.replace(base, **own) if own else base
 
@@ -165,7 +176,26 @@ def _homes() -> dict[str, str]:
 _HOME = _homes()
 
 
+# What other clients call ours; difflib would guess wrongly.
+_OTHER_CLIENTS = {
+    "reconnect_time_wait": "reconnect_wait",
+    "reconnect_wait_ms": "reconnect_wait",
+    "max_reconnect_attempts": "max_reconnect",
+    "max_reconnects": "max_reconnect",
+    "MaxReconnects": "max_reconnect",
+    "max_outstanding_pings": "max_pings_out",
+    "pending_size": "reconnect_buf_size",
+    "reconnect_buffer_size": "reconnect_buf_size",
+    "dont_randomize": "randomize_servers",
+    "discovered_server_cb": "discovered_servers_cb",
+    "disconnect_cb": "disconnected_cb",
+    "flush_timeout": "write_timeout",
+}
+
+
 def _nearest(name: str) -> str:
+    if name in _OTHER_CLIENTS:
+        return f"; did you mean {_OTHER_CLIENTS[name]!r}?"
     near = difflib.get_close_matches(name, _HOME, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -204,10 +234,10 @@ def _seconds(options: object, *names: str, optional: bool = False, positive: boo
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise OptionTypeError(name, f"seconds are needed, not {type(value).__name__}")
-        # Written so that NaN fails; infinity fails because a loop's timer cannot hold it.
-        if not (value > 0 if positive else value >= 0) or value == float("inf"):
+        # Written so that NaN fails; what is too large fails because no timer of a loop holds it.
+        if not (value > 0 if positive else value >= 0) or value > LONGEST:
             least = "more than 0" if positive else "0 or more"
-            raise OptionError(name, f"it must be {least} seconds and finite, not {value}")
+            raise OptionError(name, f"it must be {least} seconds and finite, not {value!r:.40}")
 
 
 def _check_credentials(options: ConnectionOptions) -> None:
@@ -227,4 +257,6 @@ def _check_inbox_prefix(prefix: object) -> None:
     try:
         encode_subject(prefix)  # type: ignore[arg-type]
     except BadSubjectError as exc:
+        if not isinstance(prefix, str):
+            raise OptionTypeError("inbox_prefix", exc.reason) from None
         raise OptionError("inbox_prefix", exc.reason) from None

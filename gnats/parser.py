@@ -185,7 +185,9 @@ class Parser:
             append(self._read_control(operation, rest, line))
             return None
         _check_length(line, len(line))
-        if not head[2] and len(line) <= _LONGEST_LINE_KEPT and len(self._lines) < _LINES_KEPT:
+        if not head[2] and len(line) <= _LONGEST_LINE_KEPT:
+            if len(self._lines) >= _LINES_KEPT:
+                self._lines.clear()  # replies have a line each: they must not fill it for good
             self._lines[line] = head
         return head
 

@@ -150,6 +150,10 @@ class Reconnector:
     def report(self, error: Exception) -> None:
         """Tell an error that belongs to no caller: log, ``last_error``, ``error_cb``."""
         self.last_error = error
+        if self.status.current is S.closed:
+            # closed_cb was the last callback; a handler that the close woke may still complain.
+            logger.info("gnats: after the close: %s", error)
+            return
         # Who has an error_cb need not be told twice.
         heard = self._options.callbacks.error_cb is not None
         logger.log(logging.DEBUG if heard else logging.WARNING, "gnats: %s", error)

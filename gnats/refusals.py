@@ -57,8 +57,8 @@ _CLOSING: list[tuple[str, Callable[[str], Error]]] = [
 
 _PERMISSION = re.compile(
     r"permissions violation for (?P<operation>publish|subscription)"
-    r"(?: with reply of)? (?:to )?\"(?P<subject>[^\"]*)\""
-    r"(?: using queue \"(?P<queue>[^\"]*)\")?",
+    r"(?: with reply of)? (?:to )?\"(?P<subject>(?:[^\"\\]|\\.)*)\""
+    r"(?: using queue \"(?P<queue>(?:[^\"\\]|\\.)*)\")?",
     re.IGNORECASE,
 )
 
@@ -71,7 +71,12 @@ def read_refusal(text: str) -> Refusal:
     if permission:
         operation = permission["operation"].lower()
         return Refusal(
-            PermissionsError(text, operation, permission["subject"], permission["queue"] or ""),
+            PermissionsError(
+                text,
+                operation,
+                _unquote(permission["subject"]),
+                _unquote(permission["queue"] or ""),
+            ),
             closes=False,
         )
     lowered = text.lower()
@@ -81,3 +86,8 @@ def read_refusal(text: str) -> Refusal:
         if lowered.startswith(words):
             return Refusal(make(text), closes=True)
     return Refusal(ServerError(text), closes=False)
+
+
+def _unquote(quoted: str) -> str:
+    """Undo the backslashes with which the server writes a quote or a backslash of a name."""
+    return re.sub(r"\\(.)", r"\1", quoted)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from .message import Msg
 from .subscription import Handler, Host, Subscription
@@ -39,6 +40,8 @@ class Subscriptions:
         self.delivering: dict[Any, Subscription] = {}
         self.in_dropped = 0
         self._last_sid = 0
+        # Weak: messages that nobody can read any more keep nothing alive.
+        self._ending: WeakSet[Subscription] = WeakSet()
         self._not_restored: set[int] = set()
 
     def add(
@@ -81,9 +84,20 @@ class Subscriptions:
         """The live subscriptions that users made."""
         return [s for s in self.by_sid.values() if not isinstance(s, InboxSubscription)]
 
+    def unfinished(self) -> list[Subscription]:
+        """The live subscriptions of users, and the ended ones with messages yet to be handled."""
+        return [*self.of_users(), *self._ending]
+
     def remove(self, sub: Subscription) -> None:
+        """*sub* has ended; until its last message is handled it is still looked after."""
         self.by_sid.pop(sub.sid, None)
+        if sub.unhandled:
+            self._ending.add(sub)
         self._not_restored.discard(sub.sid)
+
+    def finished(self, sub: Subscription) -> None:
+        """An ended subscription has nothing more to handle."""
+        self._ending.discard(sub)
 
     def stop_restoring(self, sub: Subscription) -> None:
         """A draining subscription still takes messages, but no new link is told of it."""
@@ -109,7 +123,7 @@ class Subscriptions:
 
     def end_all(self, cause: Exception) -> None:
         """The connection is closed: end every subscription and give up what is queued."""
-        for sub in [*self.by_sid.values(), *self.delivering.values()]:
+        for sub in [*self.by_sid.values(), *self._ending]:
             sub.give_up()
             sub.end(cause)
 

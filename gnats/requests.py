@@ -55,6 +55,38 @@ class Waiter:
         )
 
 
+class Collector:
+    """One request that wants many replies: what has come, and the greenlet that waits."""
+
+    __slots__ = ("error", "park", "queue")
+
+    def __init__(self) -> None:
+        self.queue: deque[Msg] = deque()
+        self.error: Exception | None = None
+        self.park: Park | None = None
+
+    def deliver(self, msg: Msg) -> None:
+        """One more reply. Never switches."""
+        self.queue.append(msg)
+        if self.park is not None:
+            self.park.wake()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        if self.park is not None:
+            self.park.wake()
+
+    def wait(self, timeout: float | None) -> None:
+        """Until there is a reply or an error, *timeout* seconds at most."""
+        if self.queue or self.error is not None:
+            return
+        self.park = Park()
+        try:
+            self.park.wait(timeout)
+        finally:
+            self.park = None
+
+
 class Replies:
     """The answers to one request, as they come: an iterator until a limit ends it (ADR-47).
 
@@ -63,33 +95,23 @@ class Replies:
 
     def __init__(
         self,
+        collector: Collector,
+        close: Callable[[], None],
         subject: str,
         deadline: Deadline,
         stall: float | None,
         max_msgs: int,
         sentinel: Sentinel | None,
     ) -> None:
+        self._collector = collector
+        self._close = close
         self._subject = subject
         self._deadline = deadline
         self._stall = stall
         self._max_msgs = max_msgs
         self._sentinel = sentinel
-        self._queue: deque[Msg] = deque()
         self._given = 0
-        self._error: Exception | None = None
-        self._park: Park | None = None
-        self.on_close: Callable[[], None] | None = None
-
-    def deliver(self, msg: Msg) -> None:
-        """One more answer. Never switches."""
-        self._queue.append(msg)
-        if self._park is not None:
-            self._park.wake()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        if self._park is not None:
-            self._park.wake()
+        self._closed = False
 
     def __iter__(self) -> Replies:
         return self
@@ -97,7 +119,7 @@ class Replies:
     def __next__(self) -> Msg:
         """The next answer. Switches when there is none yet. Raises NoRespondersError,
         ConnectionClosedError, and StopIteration at the end."""
-        if self.on_close is None:
+        if self._closed:
             raise StopIteration
         try:
             msg = self._next()
@@ -111,33 +133,26 @@ class Replies:
 
     def close(self) -> None:
         """No more answers are wanted: later ones are let go. Never switches."""
-        if self.on_close is not None:
-            self.on_close()
-            self.on_close = None
+        self._closed = True
+        self._close()
 
-    __del__ = close
+    def __del__(self) -> None:
+        self._close()
 
     def _next(self) -> Msg:
-        if not self._queue and self._error is None:
-            self._wait()
-        if not self._queue:
-            raise self._error or StopIteration
-        msg = self._queue.popleft()
+        collector = self._collector
+        timeout = self._deadline.remaining()
+        if self._given and self._stall is not None:
+            timeout = self._stall if timeout is None else min(timeout, self._stall)
+        collector.wait(timeout)
+        if not collector.queue:
+            raise collector.error or StopIteration
+        msg = collector.queue.popleft()
         if msg.is_no_responders():
             raise NoRespondersError(self._subject)
         if self._sentinel is not None and self._sentinel(msg):
             raise StopIteration
         return msg
-
-    def _wait(self) -> None:
-        timeout = self._deadline.remaining()
-        if self._given and self._stall is not None:
-            timeout = self._stall if timeout is None else min(timeout, self._stall)
-        self._park = Park()
-        try:
-            self._park.wait(timeout)
-        finally:
-            self._park = None
 
 
 class Requests:
@@ -148,7 +163,7 @@ class Requests:
         self._listen = listen  # subscribe to the inbox's wildcard; raises when that is refused
         self._prefix = ""
         self._count = 0
-        self._waiters: dict[str, Waiter | Replies] = {}
+        self._waiters: dict[str, Waiter | Collector] = {}
         #: Replies that came when nobody waited for them any more.
         self.late = 0
 
@@ -157,14 +172,14 @@ class Requests:
         """Requests that are not over."""
         return len(self._waiters)
 
-    def open(self, waiter: Waiter | Replies) -> str:
+    def open(self, waiter: Waiter | Collector) -> str:
         """Begin a request; returns its reply subject. ``close`` that in the end."""
         if not self._prefix:
             prefix = self._new_inbox()
             self._listen(prefix + ".*")
             self._prefix = prefix + "."
         self._count += 1
-        reply = self._prefix + _token(self._count)
+        reply = f"{self._prefix}{self._count:x}"
         self._waiters[reply] = waiter
         return reply
 
@@ -197,15 +212,3 @@ class Requests:
 def empty_payload(msg: Msg) -> bool:
     """The usual sentinel: a message without a payload ends the answers (ADR-47)."""
     return not msg.data
-
-
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-
-def _token(number: int) -> str:
-    """A short word for *number*, so that reply subjects stay short on the wire."""
-    digits = ""
-    while number:
-        number, digit = divmod(number, 62)
-        digits += _DIGITS[digit]
-    return digits

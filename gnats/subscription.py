@@ -31,7 +31,7 @@ from .errors import (
 )
 from .headers import HeaderSource
 from .message import Msg, Payload
-from .waiting import Line, check_timeout, turn
+from .waiting import Line, check_timeout, refuse_in_hub, turn
 
 Handler = Callable[[Msg], Any]
 
@@ -69,6 +69,8 @@ class Registry(Protocol):
     delivering: dict[Any, Subscription]  # by delivery greenlet
 
     def remove(self, sub: Subscription) -> None: ...  # pragma: no cover
+
+    def finished(self, sub: Subscription) -> None: ...  # pragma: no cover
 
     def stop_restoring(self, sub: Subscription) -> None: ...  # pragma: no cover
 
@@ -220,6 +222,8 @@ class Subscription:
         if not self._queue and not self._running:
             if self._cb is not None:
                 self._queue = None
+            if not self._accepting:
+                self._registry.finished(self)
             if self._line is not None:
                 self._line.wake_all()
 
@@ -238,6 +242,7 @@ class Subscription:
             raise Error(f"next_msg: the subscription to {self.subject!r} delivers to its callback")
         if self._queue:
             return self._take()
+        refuse_in_hub("next_msg")
         deadline = Deadline(timeout)
         while not self._queue:
             if not self._accepting:
@@ -285,6 +290,7 @@ class Subscription:
         the handler that called it.
         """
         check_timeout(timeout)
+        refuse_in_hub("drain")
         self._check_live()
         deadline = Deadline(self._host.drain_timeout if timeout is None else timeout)
         self._host.send_control(commands.unsub(self.sid))
@@ -301,8 +307,10 @@ class Subscription:
 
     def await_handled(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued and no handler runs, but the caller's own; False when
-        time ran out first. Switches."""
+        time ran out first. Switches. Raises ConnectionClosedError."""
         while self._busy():
+            if self._host.is_closed():
+                raise ConnectionClosedError
             if not self._wait(deadline):
                 return False
         return True
@@ -383,6 +391,8 @@ class Subscription:
         left = len(queue) if queue else 0
         self.dropped += left
         self._registry.count_dropped(left)
+        if self._line is not None:
+            self._line.wake_all()
         return left
 
     # -- inside --------------------------------------------------------------------------
@@ -416,7 +426,7 @@ class Subscription:
 
     def _ended(self) -> Error:
         error: Error = BadSubscriptionError(self.subject)
-        if isinstance(self._end_cause, ConnectionClosedError):
+        if isinstance(self._end_cause, ConnectionClosedError) or self._host.is_closed():
             error = ConnectionClosedError()
         error.__cause__ = self._end_cause
         return error

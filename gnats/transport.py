@@ -37,6 +37,7 @@ class Transport:
         # stopping one per message costs two system calls.
         self._readable = get_hub().loop.io(sock.fileno(), _READ)
         self._watching = False
+        self._closed = False
         self._reader: Waiter[None] | None = None  # who waits for bytes
 
     def recv(self) -> bytes:
@@ -44,6 +45,7 @@ class Transport:
         while True:
             if not self._may_have_more:
                 self._wait_readable()
+            self._check_open()
             try:
                 data = self._sock.recv(RECV_SIZE)
             except OSError as exc:
@@ -64,6 +66,7 @@ class Transport:
         """
         stalled_at: Deadline | None = None
         while True:
+            self._check_open()
             try:
                 return self._sock.send(data)
             except OSError as exc:
@@ -82,13 +85,22 @@ class Transport:
 
     def close(self) -> None:
         """Close at once, without waiting for the other side. Never raises, never switches."""
+        if self._closed:
+            return
+        self._closed = True
         self._readable.close()
         try:
             self._sock.close()
         except OSError:
             pass
 
+    def _check_open(self) -> None:
+        # A greenlet that outlived its session must not touch a descriptor that may be another's.
+        if self._closed:
+            raise TransportError("the link is closed")
+
     def _wait_readable(self) -> None:
+        self._check_open()
         waiter: Waiter[None] = Waiter()
         self._reader = waiter
         if not self._watching:

@@ -63,6 +63,8 @@ def parse_url(text: str) -> ServerURL:
     shown = _without_secrets(text)
     if parts.scheme != "nats":
         raise BadURLError(f"{shown}: scheme {parts.scheme!r} is not known; use nats://")
+    if "," in parts.netloc:
+        raise BadURLError(f"{shown}: several servers are a list, or one str with commas")
     if not host:
         raise BadURLError(f"{shown}: it names no host")
     if port == 0 or parts.netloc.endswith(":"):

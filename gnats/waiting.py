@@ -10,7 +10,7 @@ from __future__ import annotations
 from gevent import get_hub, getcurrent
 from gevent.hub import Waiter
 
-from .errors import OptionError
+from .errors import Error, OptionError
 
 
 class Park:
@@ -34,7 +34,8 @@ class Park:
         # A bare loop timer: gevent.Timeout costs three times as much and there is one of these
         # per request.
         timer = get_hub().loop.timer(timeout)
-        timer.start(self._waiter.switch, None)
+        # update: a loop's own clock stands still while a greenlet computes.
+        timer.start(self._waiter.switch, None, update=True)
         try:
             self._waiter.get()
         finally:
@@ -118,6 +119,12 @@ def turn() -> None:
 def in_hub() -> bool:
     """Whether the caller runs in the hub itself, where nothing may wait."""
     return getcurrent() is get_hub()
+
+
+def refuse_in_hub(operation: str) -> None:
+    """For calls that would wait: in a hub callback, raise Error before anything is half done."""
+    if in_hub():
+        raise Error(f"{operation} may wait, which a hub callback cannot: spawn a greenlet for it")
 
 
 def check_timeout(timeout: float | None, name: str = "timeout") -> float | None:
