@@ -14,9 +14,12 @@ from typing import Any
 import gevent
 from gevent import Greenlet, getcurrent
 
+from .errors import Error
 from .waiting import Line
 
 logger = logging.getLogger("gnats")
+
+MOST_WAITING = 10_000
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -29,6 +32,7 @@ class CallbackQueue:
         self._greenlet: Greenlet[[], None] | None = None
         self._on_failure = on_failure
         self._idle = Line()
+        self._untold = 0  # errors that found the queue full
 
     def post(self, callback: Callable[..., Any] | None, *args: Any) -> None:
         """Call *callback* after all that were posted before; None is nothing to call."""
@@ -37,6 +41,19 @@ class CallbackQueue:
         self._calls.append((callback, args))
         if self._greenlet is None:
             self._start()
+
+    def post_error(self, callback: Callable[..., Any] | None, conn: object, exc: Exception) -> None:
+        """Post ``error_cb``, unless so many calls wait already that it only counts them: a
+        server that complains faster than *callback* listens must not fill the memory."""
+        if len(self._calls) >= MOST_WAITING:
+            if not self._untold:
+                logger.warning("gnats: error_cb is too slow, errors are only counted: %s", exc)
+            self._untold += 1
+            return
+        if self._untold:
+            untold, self._untold = self._untold, 0
+            self.post(callback, conn, Error(f"{untold} errors came faster than error_cb took them"))
+        self.post(callback, conn, exc)
 
     @property
     def is_current(self) -> bool:

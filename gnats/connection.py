@@ -661,7 +661,10 @@ class Connection:
     def _tell(self, name: str, *args: Any) -> None:
         """Post the user's callback *name*, if there is one."""
         callback: Callable[..., Any] | None = getattr(self._options.callbacks, name)
-        self._callbacks.post(callback, self, *args)
+        if name == "error_cb":
+            self._callbacks.post_error(callback, self, *args)
+        else:
+            self._callbacks.post(callback, self, *args)
 
     def _report(self, error: Exception) -> None:
         self._reconnector.report(error)

@@ -313,6 +313,8 @@ class Reconnector:
 
     def _lived(self, session: Session) -> bool:
         """Whether the link lived long enough to end the outage before it."""
+        if isinstance(session.exit.cause, ReconnectForcedError):
+            return True  # whoever asks for a new link means now
         if session.lifetime > min(SHORT_LIFE, self._options.reconnect.reconnect_wait):
             self._short_lives = 0
         else:

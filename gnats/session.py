@@ -42,7 +42,15 @@ class ExitSignal:
         """End the link because of *cause*. Never switches; the owner acts."""
         if self.cause is None:
             self.cause = cause
+            _forget_frames(cause)
             self._on_fail()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """The cause outlives its link as ``last_error``; the megabytes in its frames need not."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 class Opened:

@@ -6,6 +6,7 @@ Accepted: ``nats://host:port``, ``host:port``, ``host``, IPv6 in brackets, and c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Union
@@ -43,6 +44,10 @@ class ServerURL:
         return self.user is not None or self.token is not None
 
 
+# What may stand behind the "@"; urllib's int() takes signs, underscores and other alphabets.
+_PORT = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::[0-9]{1,5})?")
+
+
 def parse_url(text: str) -> ServerURL:
     """Read one URL. Raises BadURLError, which never repeats what may be a password."""
     if not isinstance(text, str):
@@ -67,7 +72,7 @@ def parse_url(text: str) -> ServerURL:
         raise BadURLError(f"{shown}: several servers are a list, or one str with commas")
     if not host:
         raise BadURLError(f"{shown}: it names no host")
-    if port == 0 or parts.netloc.endswith(":"):
+    if port == 0 or not _PORT.fullmatch(parts.netloc.rpartition("@")[2]):
         raise BadURLError(f"{shown}: the port must be 1 to 65535")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise BadURLError(f"{shown}: nothing may follow the port")

@@ -41,6 +41,9 @@ from gnats.testing.fixtures import (  # noqa: F401
 )
 from gnats.testing.ports import ReservedPort
 
+# Nothing here depends on the python's gevent, loop or patching.
+pytestmark = pytest.mark.once
+
 HELLO = b'CONNECT {"verbose":false,"protocol":1}\r\nPING\r\n'
 LINUX = sys.platform.startswith("linux")
 

@@ -1,0 +1,1 @@
+"""Measurements of gnats beside its peers. Entry point: ``python -m benchmarks``."""

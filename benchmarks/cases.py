@@ -1,0 +1,101 @@
+"""What is measured, how much of it, and what issue 2 asks for. A table; nothing runs here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["CASES", "CLIENTS", "OURS", "PEER", "Case", "Figure"]
+
+OURS = "gnats"
+PEER = "nats-py"
+#: Name to the module that is run, in the order of the table's columns.
+CLIENTS = {
+    OURS: "benchmarks.clients.gnats_client",
+    PEER: "benchmarks.clients.natspy_client",
+    "bare socket": "benchmarks.clients.socket_client",
+}
+
+
+class Figure(NamedTuple):
+    """One line of the report, computed from the result of a case."""
+
+    name: str  # "{count}" stands for the count of the case
+    unit: str
+    field: str  # of a result; "rate" is count / seconds, and "…/count" is per count
+    scale: float  # from the field's unit to *unit*
+    target: float | None = None  # of ours ÷ peer
+    lower_is_better: bool = False
+    limit: float | None = None  # of ours alone, in *unit*, where issue 2 gives one
+
+
+class Case(NamedTuple):
+    """One measurement that every client named here makes in each round."""
+
+    name: str
+    count: int
+    clients: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    fed: bool = False  # by the feeder
+    answered: bool = False  # by the responder
+
+
+_ALL = tuple(CLIENTS)
+_CPU = "µs/msg"
+
+CASES = (
+    Case(
+        "publish",
+        300_000,
+        _ALL,
+        (
+            Figure("publish", "msg/s", "rate", 1.0, target=3.0),
+            Figure("publish, CPU", _CPU, "cpu/count", 1e6, lower_is_better=True),
+        ),
+    ),
+    Case(
+        "receive",
+        300_000,
+        _ALL,
+        (
+            Figure("receive", "msg/s", "rate", 1.0, target=1.8),
+            Figure("receive, CPU", _CPU, "cpu/count", 1e6, lower_is_better=True),
+        ),
+        fed=True,
+    ),
+    Case(
+        "concurrent",
+        20_000,
+        (OURS, PEER),
+        (
+            Figure("100 requesters", "req/s", "rate", 1.0, target=2.0),
+            Figure("100 requesters, CPU", "µs/req", "cpu/count", 1e6, lower_is_better=True),
+        ),
+        answered=True,
+    ),
+    Case(
+        "serial",
+        5_000,
+        _ALL,
+        (
+            Figure("serial request, median", "µs", "median", 1e6, 0.7, lower_is_better=True),
+            Figure("serial request, p99", "µs", "p99", 1e6, lower_is_better=True),
+            Figure("serial request, CPU", "µs/req", "cpu/count", 1e6, lower_is_better=True),
+        ),
+        answered=True,
+    ),
+    Case(
+        "memory",
+        20_000,
+        (OURS, PEER),
+        (
+            Figure("idle subscription, RSS", "bytes", "rss", 1.0, None, True, limit=1536),
+            Figure("idle subscription, traced", "bytes", "traced", 1.0, None, True, limit=1536),
+        ),
+    ),
+    Case(
+        "restore",
+        20_000,
+        (OURS,),
+        (Figure("restore {count:,} subscriptions", "ms", "seconds", 1e3, lower_is_better=True),),
+    ),
+)

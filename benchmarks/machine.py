@@ -1,0 +1,51 @@
+"""On what it was measured: the machine and the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+import gevent
+
+import gnats
+
+__all__ = ["describe"]
+
+_PACKAGES = ("gevent", "greenlet", "nats-py")
+
+
+def describe() -> dict[str, str]:
+    """Name to value, in the order in which they are printed."""
+    facts = {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, load {_load()}",
+        "system": platform.platform(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "gnats": gnats.__version__,
+    }
+    for package in _PACKAGES:
+        facts[package] = _version(package)
+    facts["loop"] = f"{gevent.config.loop.__module__}.{gevent.config.loop.__name__}"
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            for line in cpuinfo:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"

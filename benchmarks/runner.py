@@ -1,0 +1,153 @@
+"""Runs the cases: one server, one feeder, one responder, and a new process per measurement.
+
+Clients take turns within a round, and the first to go changes from round to round, so that a
+machine that slows down slows down all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.subprocess import PIPE, Popen
+
+from benchmarks.cases import Case
+from gnats.testing import NatsServer
+
+__all__ = ["Outcome", "run"]
+
+ROOT = Path(__file__).resolve().parent.parent
+SUBJECT = "bench.subject"
+#: Seconds that one measurement may take, start of the process included.
+PATIENCE = 120.0
+
+
+class ProgramError(RuntimeError):
+    """A measured program, the feeder or the responder did not do its part."""
+
+
+class Program:
+    """One of our modules as a process; it talks in lines."""
+
+    def __init__(self, module: str, *args: str) -> None:
+        self._module = module
+        self._process = Popen(
+            [sys.executable, "-m", module, *args],
+            stdin=PIPE,
+            stdout=PIPE,
+            cwd=ROOT,
+            universal_newlines=True,
+        )
+
+    def read(self) -> str:
+        """The next line. Switches. Raises ProgramError at the end."""
+        line: str = self._process.stdout.readline()
+        if not line:
+            raise ProgramError(f"{self._module} ended without a result, see above")
+        return line.strip()
+
+    def write(self, line: str) -> None:
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def finish(self) -> None:
+        """Wait until it ends by itself. Switches."""
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it now if it still runs, and reap it."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+class Outcome(NamedTuple):
+    """Everything measured; ``results[case][client]`` has an entry per round, None for a failure."""
+
+    server_version: str
+    results: dict[str, dict[str, list[dict[str, Any] | None]]]
+    errors: list[str]
+
+
+def run(
+    cases: Sequence[Case],
+    clients: dict[str, str],
+    rounds: int,
+    scale: float,
+    progress: Callable[[str], None],
+) -> Outcome:
+    """Measure *cases* with those of *clients* that take part in them. Switches."""
+    errors: list[str] = []
+    results: dict[str, dict[str, list[dict[str, Any] | None]]] = {
+        case.name: {name: [] for name in case.clients if name in clients} for case in cases
+    }
+    with ExitStack() as stack:
+        server = stack.enter_context(NatsServer())
+        helpers = Helpers(
+            _started(stack, "benchmarks.feeder", server.url),
+            _started(stack, "benchmarks.responder", server.url, SUBJECT + ".answered"),
+        )
+        for number in range(rounds):
+            for case in cases:
+                for name in _turned(list(results[case.name]), number):
+                    progress(f"round {number + 1}/{rounds}: {case.name}, {name}")
+                    count = max(1, int(case.count * scale))
+                    try:
+                        result = _measure(server.url, case, clients[name], count, helpers)
+                    except ProgramError as exc:
+                        errors.append(f"{case.name}, {name}, round {number + 1}: {exc}")
+                        result = None
+                    results[case.name][name].append(result)
+        return Outcome(server.varz()["version"], results, errors)
+
+
+class Helpers(NamedTuple):
+    """The independent processes at the other end."""
+
+    feeder: Program
+    responder: Program
+
+
+def _started(stack: ExitStack, module: str, *args: str) -> Program:
+    program = stack.enter_context(closing(Program(module, *args)))
+    with _bound(f"{module} is not ready"):
+        program.read()
+    return program
+
+
+def _measure(url: str, case: Case, module: str, count: int, helpers: Helpers) -> dict[str, Any]:
+    subject = SUBJECT + (".answered" if case.answered else f".{case.name}")
+    with closing(Program(module, case.name, url, subject, str(count))) as program:
+        with _bound(f"no result within {PATIENCE:g} s"):
+            if case.fed:
+                program.read()
+                helpers.feeder.write(f"{subject} {count}")
+                helpers.feeder.read()
+            result: dict[str, Any] = json.loads(program.read())
+            program.finish()
+    return result
+
+
+def _turned(names: list[str], number: int) -> list[str]:
+    first = number % len(names) if names else 0
+    return names[first:] + names[:first]
+
+
+@contextmanager
+def _bound(what: str) -> Iterator[None]:
+    limit = gevent.Timeout.start_new(PATIENCE)
+    try:
+        yield
+    except gevent.Timeout as exc:
+        if exc is not limit:
+            raise
+        raise ProgramError(what) from None
+    finally:
+        limit.close()

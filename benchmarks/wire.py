@@ -1,0 +1,51 @@
+"""The protocol by hand, for feeder, responder and bare-socket client.
+
+Blocking sockets and no client library: whoever feeds or answers a client must have nothing in
+common with it.
+"""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+__all__ = ["PAYLOAD", "dial", "frames", "ping", "recv"]
+
+PAYLOAD = b"0123456789abcdef"
+_TIMEOUT = 60.0  # seconds; a process whose peer is stuck ends by itself
+
+
+def dial(url: str) -> socket.socket:
+    """A connected socket behind the handshake."""
+    parts = urlsplit(url)
+    sock = socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_TIMEOUT)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while not recv(sock).endswith(b"\r\n"):
+        pass  # INFO
+    sock.sendall(b'CONNECT {"verbose":false,"pedantic":false,"lang":"raw","version":"0"}\r\n')
+    ping(sock)
+    return sock
+
+
+def recv(sock: socket.socket) -> bytes:
+    """The next bytes. Raises ConnectionError at the end."""
+    data = sock.recv(65536)
+    if not data:
+        raise ConnectionError("the server closed the connection")
+    return data
+
+
+def ping(sock: socket.socket) -> None:
+    """Return once the server has processed all that was sent. For a socket to which no messages
+    come meanwhile; a PING of the server itself is answered."""
+    sock.sendall(b"PING\r\n")
+    received = b""
+    while b"PONG\r\n" not in received:
+        received += recv(sock)
+    for _ in range(received.count(b"PING\r\n")):
+        sock.sendall(b"PONG\r\n")
+
+
+def frames(subject: str, count: int) -> bytes:
+    """*count* equal PUB frames."""
+    return b"PUB %b %d\r\n%b\r\n" % (subject.encode(), len(PAYLOAD), PAYLOAD) * count
