@@ -12,6 +12,9 @@ from gevent.hub import Waiter
 
 from .errors import Error, OptionError
 
+# Seconds: thirty years, which is for ever; the timers of a loop overflow on much more.
+LONGEST = 1e9
+
 
 class Park:
     """A place for one greenlet to wait, once. Made by the greenlet that will wait in it."""
@@ -26,7 +29,7 @@ class Park:
         """Switch away until ``wake`` (True) or until *timeout* seconds are over (False)."""
         if self.woken:
             return True
-        if timeout is None:
+        if timeout is None or timeout > LONGEST:
             self._waiter.get()
             return self.woken
         if timeout <= 0:

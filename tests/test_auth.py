@@ -10,6 +10,8 @@ from gnats.auth import Credentials
 from gnats.errors import OptionError
 from gnats.url import ServerURL, parse_url
 
+pytestmark = pytest.mark.sansio
+
 HERE = ServerURL("h")
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gnats.backoff import Backoff, Deadline
 
+pytestmark = pytest.mark.sansio
+
 
 def lowest(low: float, high: float) -> float:
     return low

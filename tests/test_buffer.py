@@ -14,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gnats.buffer import OutboundBuffer
 
+pytestmark = pytest.mark.sansio
+
 each_keep = pytest.mark.parametrize("keep", [False, True], ids=["at most once", "keep"])
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from gnats import commands
 from gnats.commands import SIZES
 
+pytestmark = pytest.mark.sansio
+
 HEAD = commands.pub_head(b"a.b")
 
 

@@ -13,6 +13,8 @@ import gnats
 from gnats import errors
 from gnats.errors import Error, ServerError, TransportError
 
+pytestmark = pytest.mark.sansio
+
 CLASSES = {
     name: value
     for name, value in vars(errors).items()

@@ -21,6 +21,8 @@ from gnats.handshake import Handshake
 from gnats.info import ServerInfo
 from gnats.parser import Parser
 
+pytestmark = pytest.mark.sansio
+
 INFO = b'INFO {"server_id":"s1","headers":true,"nonce":"n"}\r\n'
 HELLO = b'CONNECT {"name":"me"}\r\nPING\r\n'
 MSG = b"MSG a 1 2\r\nhi\r\n"

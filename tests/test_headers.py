@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from gnats.errors import HeaderError, ProtocolError
 from gnats.headers import Headers, decode_headers, encode_headers
 
+pytestmark = pytest.mark.sansio
+
 # -- a mapping ---------------------------------------------------------------------------
 
 

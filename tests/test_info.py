@@ -14,6 +14,8 @@ from wire_cases import BAD_INFO
 from gnats.errors import ProtocolError
 from gnats.info import DEFAULT_MAX_PAYLOAD, MAX_PAYLOAD_CEILING, ServerInfo, parse_info
 
+pytestmark = pytest.mark.sansio
+
 # As nats-server 2.10 sends it.
 REAL = {
     "server_id": "NCXNUJKEWQ5QTNKDNF3ZQ5WZ6HQX",

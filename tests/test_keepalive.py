@@ -187,7 +187,7 @@ def test_a_block_between_a_ping_and_its_write(
 
 def test_a_flood_does_not_make_a_link_stale(nats_server: NatsServer) -> None:
     """PINGs wait their turn behind what is pending, PONGs behind what the server sends."""
-    conn = gnats.connect(nats_server.url, ping_interval=0.1, max_pings_out=1, **FAST)
+    conn = gnats.connect(nats_server.url, ping_interval=0.1, max_pings_out=5, **FAST)
     got = [0]
 
     def count(msg: gnats.Msg) -> None:
@@ -237,8 +237,8 @@ def test_a_stopped_server_that_takes_nothing_is_left(two_servers: list[NatsServe
         error_cb=lambda _, exc: told.append(exc),
         **FAST,
     )
-    publisher = gevent.spawn(publish_forever, conn)
     two_servers[0].pause()
+    publisher = gevent.spawn(publish_forever, conn)  # so that the first confirms none of it
     began = monotonic()
     wait_until(lambda: conn.stats.disconnects == 1, 20)
     assert isinstance(told[0], WriteStalledError)

@@ -10,6 +10,8 @@ import pytest
 from gnats.errors import Error, ProtocolError
 from gnats.message import Msg, to_bytes
 
+pytestmark = pytest.mark.sansio
+
 
 def plain(data: bytes = b"", reply: str = "") -> Msg:
     return Msg("a.b", 7, reply, None, data)

@@ -9,6 +9,8 @@ import pytest
 from gnats import nuid
 from gnats.nuid import NUID
 
+pytestmark = pytest.mark.sansio
+
 
 def test_shape() -> None:
     ids = NUID()

@@ -18,6 +18,8 @@ from gnats.options import (
     from_fields,
 )
 
+pytestmark = pytest.mark.sansio
+
 GROUPS = {"reconnect": ReconnectOptions, "callbacks": Callbacks}
 MIB = 1024 * 1024
 

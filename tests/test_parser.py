@@ -14,6 +14,8 @@ from wire_cases import BAD, GOOD, OK, PING, Case, Plain, hmsg, msg, plain
 from gnats.errors import ProtocolError
 from gnats.parser import MAX_CONTROL_LINE, MAX_INFO_LINE, Err, Ok, Parser, Ping, Pong
 
+pytestmark = pytest.mark.sansio
+
 MakeParser = Callable[..., Parser]
 
 # Every implementation of the parser; a compiled twin joins here.

@@ -19,6 +19,8 @@ from gnats.errors import (
 from gnats.pool import PoolServer, ServerPool
 from gnats.url import ServerURL, parse_url
 
+pytestmark = pytest.mark.sansio
+
 REFUSED = TransportError("connection refused")
 
 

@@ -18,6 +18,8 @@ from gnats.errors import (
 )
 from gnats.refusals import read_refusal
 
+pytestmark = pytest.mark.sansio
+
 # As nats-server 2.10 to 2.12 spells them (server/errors.go, and the texts sent by client.go).
 CLOSING: list[tuple[str, type[Error]]] = [
     ("User Authentication Expired", AuthenticationExpiredError),

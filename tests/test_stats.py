@@ -9,6 +9,8 @@ import pytest
 import gnats
 from gnats.stats import Stats
 
+pytestmark = pytest.mark.sansio
+
 NAMES = [field.name for field in dataclasses.fields(Stats)]
 
 

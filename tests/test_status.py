@@ -9,6 +9,8 @@ import pytest
 
 from gnats.status import MOVES, ConnectionStatus, IllegalMoveError, Status
 
+pytestmark = pytest.mark.sansio
+
 S = ConnectionStatus
 
 # Written down a second time, from the life of a connection (DESIGN 3), not from the code.

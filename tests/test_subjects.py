@@ -18,6 +18,8 @@ from gnats.subjects import (
     encode_subject,
 )
 
+pytestmark = pytest.mark.sansio
+
 Encoder = Callable[[str], bytes]
 ENCODERS: dict[str, Encoder] = {
     "subject": encode_subject,

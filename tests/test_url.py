@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from gnats.errors import BadURLError
 from gnats.url import DEFAULT_PORT, ServerURL, parse_servers, parse_url
 
+pytestmark = pytest.mark.sansio
+
 GOOD = [
     ("nats://h:1", ServerURL("h", 1)),
     ("nats://h", ServerURL("h", 4222)),
