@@ -455,10 +455,10 @@ def test_a_wait_is_cut_short(
     fake_server: Any, cut: Callable[[gnats.Connection, FakeServer], None]
 ) -> None:
     server = fake_server()
-    conn = gnats.connect(server.url, reconnect_wait=60, max_reconnect=-1)
+    log: list[Any] = []
+    conn = gnats.connect(server.url, reconnect_wait=60, max_reconnect=-1, **noting(log))
     lose(server, conn)
-    wait_until(lambda: conn.stats.attempts == 2)
-    gevent.sleep(0.02)  # into the wait
+    wait_until(lambda: names(log).count("error_cb") == 2)  # the loss, and the failed attempt
     began = monotonic()
     cut(conn, server)
     conn.wait_for_status("closed" if cut is cut_by_close else "connected", 5) if (
@@ -504,6 +504,23 @@ def test_close_in_the_middle_of_an_attempt(fake_server: Any) -> None:
         assert names(log)[-1] == "closed_cb"
         assert names(log).count("closed_cb") == 1
         server.stop()
+
+
+def test_force_reconnect_in_an_attempt_that_fails_spares_the_wait(fake_server: Any) -> None:
+    """It came a moment before the wait that it would have cut short: it is not forgotten."""
+
+    def refuse(client: FakeClient) -> None:
+        client.send_info()
+        client.expect("CONNECT ")
+        conn.force_reconnect()
+        client.reset()
+
+    server = fake_server([eof, refuse, serve])
+    began = monotonic()
+    conn = gnats.connect(server.url, reconnect_wait=60, max_reconnect=-1)
+    wait_until(lambda: conn.stats.reconnects == 1)
+    assert monotonic() - began < 5
+    conn.close()
 
 
 def test_force_reconnect_in_the_middle_of_an_attempt_harms_nothing(fake_server: Any) -> None:
