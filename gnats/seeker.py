@@ -67,6 +67,7 @@ class Seeker:
         no more than that one.
         """
         cycle = 0
+        self._hurried = False
         while not self._is_closing():
             server = self._pool.next(ignore_limit=first and cycle == 0)
             if server is not None:
@@ -118,11 +119,11 @@ class Seeker:
 
     def _pause(self, cycle: int) -> None:
         """The wait after a full cycle; close, force_reconnect and add_server cut it short."""
-        self._hurried = False
         deadline = Deadline(self._delay(cycle))
         while not deadline.expired and not self._is_closing() and not self._hurried:
             if self._bell.listen(deadline.remaining()) and self._pool.has_untried:
                 return  # the new server has its turn in this cycle, before anyone's next
+        self._hurried = False
         self._pool.begin_cycle()
 
     def _delay(self, cycle: int) -> float:

