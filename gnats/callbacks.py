@@ -42,6 +42,13 @@ class CallbackQueue:
         if self._greenlet is None:
             self._start()
 
+    def post_next(self, callback: Callable[..., Any] | None, *args: Any) -> None:
+        """Call *callback* before all that wait: what it tells has happened before them."""
+        if callback is not None:
+            self._calls.appendleft((callback, args))
+            if self._greenlet is None:
+                self._start()
+
     def post_error(self, callback: Callable[..., Any] | None, conn: object, exc: Exception) -> None:
         """Post ``error_cb``, unless so many calls wait already that it only counts them: a
         server that complains faster than *callback* listens must not fill the memory."""

@@ -150,7 +150,9 @@ class Connection:
 
     def _add_first(self, servers: Servers) -> None:
         first = parse_servers(servers) if servers is not None else []
-        urls = {url.address: url for url in [*first, *self._pool.servers]}
+        urls: dict[str, ServerURL] = {}
+        for url in [*first, *self._pool.servers]:
+            urls.setdefault(url.address, url)  # the credentials given last count
         self._pool.replace(list(urls.values()) or parse_servers(None))
 
     def _await_first_link(self) -> None:
@@ -208,7 +210,7 @@ class Connection:
         if payload.__class__ is not bytes:
             payload = to_bytes(payload)
         size = len(payload)
-        if reply or headers is not None:
+        if reply != "" or headers is not None:
             frame, size = self._full_frame(subject, head, payload, reply, headers)
         else:
             frame = b"".join((head, SIZES[size], payload, CRLF))
@@ -253,7 +255,7 @@ class Connection:
     ) -> tuple[bytes, int]:
         """A frame with a reply or headers, and its size as the server counts it."""
         wire = b""
-        if reply:
+        if reply != "":
             wire = encode_reply(reply)
             check_control_line(subject.encode(), wire)
         if headers is None:
@@ -286,7 +288,7 @@ class Connection:
         Raises BadSubjectError, OptionError, ConnectionClosedError, ConnectionDrainingError.
         """
         wire = encode_filter(subject)
-        if queue:
+        if queue != "":
             check_control_line(wire, encode_queue(queue))
         if cb is not None and not callable(cb):
             raise OptionError("cb", f"a callable is needed, not {type(cb).__name__}")
@@ -672,8 +674,11 @@ class Connection:
     def _callback_failed(self, callback: Callable[..., Any], exc: BaseException) -> None:
         logger.error("gnats: callback %r raised", callback, exc_info=exc)
         # error_cb that fails is not told of its own failure: that would never end.
-        if callback is not self._options.callbacks.error_cb:
-            self._tell("error_cb", exc if isinstance(exc, Exception) else CallbackError(exc))
+        error_cb = self._options.callbacks.error_cb
+        if callback is not error_cb:
+            error = exc if isinstance(exc, Exception) else CallbackError(exc)
+            # Before what waits already: closed_cb, if it is queued, stays the last.
+            self._callbacks.post_next(error_cb, self, error)
 
     def _check_open(self, operation: str, draining: bool = False) -> None:
         if self._outbox.linked and self._drain is None and not self._reconnector.is_closing:

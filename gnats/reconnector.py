@@ -107,6 +107,7 @@ class Reconnector:
         self.status.to(S.connecting)
         self._outbox.open()
         self._greenlet = gevent.spawn(self._run)
+        self._greenlet.rawlink(self._ended)
 
     def request_close(self, cause: Exception | None = None) -> None:
         """Have the connection closed. Waiters hear of it when it is."""
@@ -204,6 +205,15 @@ class Reconnector:
             self.report(exc)
         if self.status.current is not S.closed:
             self._finish()
+
+    def _ended(self, greenlet: object) -> None:
+        """In the hub. A reconnector that somebody killed leaves nobody to keep the connection:
+        it is closed, so that everyone who waits hears of it."""
+        if greenlet is not self._greenlet or self.status.current is S.closed:
+            return
+        logger.error("gnats: the connection's own greenlet was killed, the connection is closed")
+        self._closing = self._closing or ConnectionClosedError()
+        self._greenlet = gevent.spawn(self._finish)
 
     def _give_back(self) -> None:
         """The first connect failed fast: back to where it began, so that it can be tried again."""

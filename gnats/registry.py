@@ -68,8 +68,9 @@ class Subscriptions:
             concurrency if cb is not None else 0,
         )
         sub._max_msgs = max_msgs
+        frames = sub.frames()
         self.by_sid[sub.sid] = sub
-        for frame in sub.frames():
+        for frame in frames:
             self.host.send_control(frame)
         return sub
 

@@ -135,6 +135,8 @@ class Replies:
         """No more answers are wanted: later ones are let go. Never switches."""
         self._closed = True
         self._close()
+        if self._collector.park is not None:
+            self._collector.park.wake()
 
     def __del__(self) -> None:
         self._close()

@@ -51,6 +51,7 @@ class Seeker:
             reconnect.reconnect_wait, reconnect.reconnect_max_wait, reconnect.reconnect_jitter
         )
         self._hurried = False
+        self._cut_short = False
         self.attempts = 0
         #: Why the last search ended without a link.
         self.gave_up: Exception | None = None
@@ -67,7 +68,7 @@ class Seeker:
         no more than that one.
         """
         cycle = 0
-        self._hurried = False
+        self._hurried = self._cut_short = False
         while not self._is_closing():
             server = self._pool.next(ignore_limit=first and cycle == 0)
             if server is not None:
@@ -76,6 +77,10 @@ class Seeker:
                     return opened
                 if self._must_give_up(server):
                     return None
+            elif self._cut_short:
+                # The wait of this cycle is over since a new server came, and that has had its turn.
+                self._cut_short = False
+                self._pool.begin_cycle()
             elif one_cycle or self._pool.exhausted:
                 self.gave_up = NoServersError(self._pool.last_errors())
                 return None
@@ -122,7 +127,8 @@ class Seeker:
         deadline = Deadline(self._delay(cycle))
         while not deadline.expired and not self._is_closing() and not self._hurried:
             if self._bell.listen(deadline.remaining()) and self._pool.has_untried:
-                return  # the new server has its turn in this cycle, before anyone's next
+                self._cut_short = True  # the new server is tried first, then the next cycle begins
+                return
         self._hurried = False
         self._pool.begin_cycle()
 

@@ -14,7 +14,7 @@ from gevent import Greenlet
 
 from .backoff import Deadline
 from .buffer import OutboundBuffer
-from .errors import TimeoutError
+from .errors import Error, TimeoutError
 from .flusher import Flusher
 from .handshake import ConnectFields, Handshake
 from .info import ServerInfo
@@ -162,6 +162,8 @@ class Session:
             gevent.spawn(self._guarded, self._flusher.run),
             gevent.spawn(self._guarded, self._keepalive.run),
         ]
+        for greenlet in self._greenlets:
+            greenlet.rawlink(self._ended)
 
     def close(self) -> None:
         """End the greenlets and close the link, whatever the other side does. Switches."""
@@ -200,6 +202,11 @@ class Session:
         if not self.written:
             self.written = True
             self._on_first_write()
+
+    def _ended(self, _: object) -> None:
+        """In the hub: a greenlet of the link is no more. Without it the link is none, whoever
+        killed it; where it had told a cause before, this is no news."""
+        self.exit.fail(Error("a greenlet of the link was killed"))
 
     def _guarded(self, run: Callable[..., None], *args: object) -> None:
         """A bug in a greenlet of ours ends the link, loudly, and never leaves it half alive."""

@@ -301,7 +301,8 @@ class Subscription:
             pass  # the link is gone and with it whatever the server still had for us
         except TimeoutError:
             self._abandon_drain(deadline)
-        self._end(None)
+        finally:
+            self._end(None)  # whatever struck: the server was told to send no more
         if not self.await_handled(deadline):
             self._abandon_drain(deadline)
 

@@ -105,8 +105,12 @@ def _credentials(
 
 
 def _without_secrets(text: str) -> str:
+    """*text* without all that might be a password, however badly the URL is written."""
     scheme, _, rest = text.partition("://")
-    return repr(f"{scheme}://{rest.rpartition('@')[2]}")
+    host, colon, port = rest.rpartition("@")[2].rpartition(":")
+    if colon and not port.isdigit() and not port.endswith("]"):
+        port = "…"
+    return repr(f"{scheme.partition(':')[0]}://{host}{colon}{port}")
 
 
 def _reason(exc: ValueError) -> str:
