@@ -29,6 +29,7 @@ from .errors import (
     HeaderError,
     MaxPayloadError,
     OptionError,
+    SlowConsumerError,
     TimeoutError,
 )
 from .headers import HeaderSource, encode_headers
@@ -359,7 +360,7 @@ class Connection:
         if sentinel is not None and sentinel is not False and not callable(sentinel):
             raise OptionError("sentinel", "True or a function of the message is needed")
         self._check_open("request_many")
-        collector = Collector()
+        collector = Collector(subject, self._options.pending_msgs_limit, self._replies_full)
         reply = self._requests.open(collector)
         replies = Replies(
             collector,
@@ -376,6 +377,11 @@ class Connection:
             replies.close()
             raise
         return replies
+
+    def _replies_full(self, collector: Collector) -> None:
+        waiting = len(collector.queue)
+        size = sum(len(msg.data) for msg in collector.queue)
+        self._report(SlowConsumerError(collector.subject, 0, waiting, size))
 
     def _ask(
         self, subject: str, payload: Payload, reply: str, headers: HeaderSource | None
@@ -430,21 +436,25 @@ class Connection:
 
         *timeout* is in seconds, None is ``drain_timeout``. While reconnecting it waits for the
         link within that time. It always closes; it raises DrainTimeoutError, with what was
-        left behind, when time ran out first. Called in a handler or a callback it starts the
-        drain and returns: it cannot wait for itself. On a closed connection it does nothing.
+        left behind, when time ran out first. Called in a handler, a callback or a hub callback
+        it starts the drain and returns: it cannot wait there. On a closed connection it does
+        nothing. Leaving the context manager drains too, but does not wait for messages that only
+        the leaving greenlet would have read: those are counted as dropped.
         """
-        check_timeout(timeout)
+        self._drain_now(check_timeout(timeout))
+
+    def _drain_now(self, timeout: float | None, leaver: object = None) -> None:
         if self.is_closed:
             return
-        if self.status is S.disconnected or in_hub():
+        if self.status is S.disconnected:
             self.close()
             return
         deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
         if self._drain is not None:
-            if not self._is_ours():
+            if not self._is_ours() and not in_hub():
                 self._await_drain(deadline)
             return
-        ours = self._is_ours()
+        ours = self._is_ours() or in_hub()
         self._drain = Drain(
             self._reconnector,
             self._outbox,
@@ -452,6 +462,7 @@ class Connection:
             self._round_trips,
             deadline,
             self._report if ours else None,
+            leaver,
         )
         if ours:
             gevent.spawn(self._drain_behind)
@@ -513,7 +524,7 @@ class Connection:
             self.close()  # nobody waits for a link with an error, or a Ctrl-C, on the way out
             return
         try:
-            self.drain()
+            self._drain_now(None, leaver=gevent.getcurrent())
         except Error as failure:
             if exc is None:
                 raise

@@ -40,6 +40,7 @@ class Drain:
         round_trips: RoundTrips,
         deadline: Deadline,
         report: Callable[[Exception], None] | None = None,
+        leaver: object = None,
     ) -> None:
         self._reconnector = reconnector
         self._outbox = outbox
@@ -47,6 +48,7 @@ class Drain:
         self._round_trips = round_trips
         self._deadline = deadline
         self._report = report  # when nobody waits to receive what ``run`` raises
+        self._leaver = leaver  # a greenlet that will read no more
         self._subs: list[Subscription] = []
 
     def run(self) -> None:
@@ -82,6 +84,8 @@ class Drain:
         for sub in live:
             sub.end(None)
         for sub in self._subs:
+            if self._leaver is not None and sub.is_unread_without(self._leaver):
+                sub.give_up()
             if not sub.await_handled(self._deadline):
                 raise TimeoutError(f"handlers of {sub.subject!r} did not end")
 

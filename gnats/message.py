@@ -26,12 +26,13 @@ class Msg:
     ``headers`` (None when there are none) and ``sub``, the subscription it came for.
     """
 
-    __slots__ = ("_block", "_headers", "data", "reply", "sid", "sub", "subject")
+    __slots__ = ("block", "_headers", "data", "reply", "sid", "sub", "subject")
 
     subject: str
     reply: str
     data: bytes
     sid: int
+    block: bytes | None  # the header block as it came
     sub: Responder | None
 
     def __init__(
@@ -40,7 +41,7 @@ class Msg:
         self.subject = subject
         self.sid = sid
         self.reply = reply
-        self._block = block
+        self.block = block
         self.data = data
         self.sub = None
 
@@ -50,12 +51,12 @@ class Msg:
 
         Raises ProtocolError when the block is no header block.
         """
-        if self._block is None:
+        if self.block is None:
             return None
         try:
             return self._headers
         except AttributeError:
-            self._headers: Headers = decode_headers(self._block)
+            self._headers: Headers = decode_headers(self.block)
             return self._headers
 
     @property
@@ -76,7 +77,7 @@ class Msg:
 
     def __repr__(self) -> str:
         reply = f" reply={self.reply!r}" if self.reply else ""
-        headers = f" headers={self._shown_headers()}" if self._block is not None else ""
+        headers = f" headers={self._shown_headers()}" if self.block is not None else ""
         data = self.data if len(self.data) <= 64 else self.data[:61] + b"..."
         return f"<Msg {self.subject!r}{reply}{headers} data={data!r} ({len(self.data)} bytes)>"
 
@@ -84,11 +85,11 @@ class Msg:
         try:
             return repr(self.headers)
         except ProtocolError:
-            return f"broken, {self._block!r:.60}"
+            return f"broken, {self.block!r:.60}"
 
     def is_no_responders(self) -> bool:
         """Whether this is the server's word that nobody listens: status 503, no payload."""
-        block = self._block
+        block = self.block
         if block is None or self.data or not block.startswith(_NO_RESPONDERS):
             return False
         return block[len(_NO_RESPONDERS) : len(_NO_RESPONDERS) + 1] in (b" ", b"\r", b"")

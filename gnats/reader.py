@@ -88,6 +88,8 @@ class Reader:
             if event.__class__ is Msg:
                 count += 1
                 size += len(event.data)
+                if event.block is not None:
+                    size += len(event.block)
                 try:
                     sink = sinks[event.sid]
                 except KeyError:

@@ -317,7 +317,8 @@ class Reconnector:
         logger.warning("gnats: lost %s: %s", session.url, cause)
         if self._may_reconnect():
             self.status.to(S.reconnecting)
-        if not isinstance(cause, ReconnectForcedError):
+        told = cause is not session.exit.cause  # parting words were told when they came
+        if not told and not isinstance(cause, ReconnectForcedError):
             self._tell("error_cb", cause)
         self._tell("disconnected_cb")
 
@@ -413,7 +414,8 @@ class Reconnector:
         self.report(refusal.error)
 
     def _permission_refused(self, error: PermissionsError) -> None:
-        if error.operation != "subscription":
+        if error.operation == "publish":
+            self._requests.fail_subject(error.subject, error)
             return
         self._subscriptions.refused(error.subject, error.queue, error)
         if self._requests.listens_to(error.subject):

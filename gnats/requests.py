@@ -30,11 +30,13 @@ class Waiter:
         self.error: Exception | None = None
         self.park = Park()
 
-    def deliver(self, msg: Msg) -> None:
-        """The reply came; a second one is late. Never switches."""
-        if self.reply is None:
-            self.reply = msg
-            self.park.wake()
+    def deliver(self, msg: Msg) -> bool:
+        """The reply came; False when it is a second one, which is late. Never switches."""
+        if self.reply is not None:
+            return False
+        self.reply = msg
+        self.park.wake()
+        return True
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -58,18 +60,28 @@ class Waiter:
 class Collector:
     """One request that wants many replies: what has come, and the greenlet that waits."""
 
-    __slots__ = ("error", "park", "queue")
+    __slots__ = ("_limit", "_on_full", "error", "full", "park", "queue", "subject")
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str, limit: int, on_full: Callable[[Collector], None]) -> None:
+        self.subject = subject
+        self._limit = limit  # messages that may wait to be iterated over
+        self._on_full = on_full
+        self.full = False
         self.queue: deque[Msg] = deque()
         self.error: Exception | None = None
         self.park: Park | None = None
 
-    def deliver(self, msg: Msg) -> None:
-        """One more reply. Never switches."""
+    def deliver(self, msg: Msg) -> bool:
+        """One more reply. False when it had to be dropped. Never switches."""
+        if len(self.queue) >= self._limit:
+            if not self.full:
+                self.full = True
+                self._on_full(self)
+            return False
         self.queue.append(msg)
         if self.park is not None:
             self.park.wake()
+        return True
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -166,7 +178,7 @@ class Requests:
         self._prefix = ""
         self._count = 0
         self._waiters: dict[str, Waiter | Collector] = {}
-        #: Replies that came when nobody waited for them any more.
+        #: Replies that came when nobody waited for them any more, or faster than they were taken.
         self.late = 0
 
     @property
@@ -192,14 +204,19 @@ class Requests:
     def deliver(self, msg: Msg) -> None:
         """A reply came. Never raises; the reader calls it."""
         waiter = self._waiters.get(msg.subject)
-        if waiter is not None:
-            waiter.deliver(msg)
-        else:
+        if waiter is None or not waiter.deliver(msg):
             self.late += 1
 
     def listens_to(self, subject: str) -> bool:
         """Whether *subject* is the inbox's wildcard."""
         return bool(self._prefix) and subject == self._prefix + "*"
+
+    def fail_subject(self, subject: str, error: Exception) -> None:
+        """Nothing may be published to *subject*: who waits for its answer waits in vain."""
+        for reply, waiter in list(self._waiters.items()):
+            if waiter.subject == subject:
+                del self._waiters[reply]
+                waiter.fail(copy(error))
 
     def fail_all(self, error: Exception) -> None:
         """No reply can come any more: everyone who waits raises *error*, and the next request

@@ -20,7 +20,7 @@ class Stats:
     buffered_bytes: int  #: bytes of those frames
     replayed: int  #: messages written late or again, after an outage
     in_msgs: int  #: messages received
-    in_bytes: int  #: payload bytes received
+    in_bytes: int  #: payload and header bytes received
     out_msgs: int  #: the same as ``accepted``, under nats-py's name
     out_bytes: int  #: payload and header bytes of the accepted messages
     in_dropped: int  #: received messages that no queue had room for, or that a close left behind

@@ -88,6 +88,8 @@ class Subscription:
         "_bytes",
         "_cb",
         "_concurrency",
+        "_drainers",
+        "_last_reader",
         "_end_cause",
         "_host",
         "_line",
@@ -139,6 +141,8 @@ class Subscription:
         self._running = 0  # delivery greenlets
         self._max_msgs = 0  # auto-unsubscribe after that many received; 0: never
         self._accepting = True
+        self._last_reader: object = None  # the greenlet that last called next_msg
+        self._drainers = 0  # delivery greenlets that wait in drain() for the others
         self._slow = False  # within an episode of dropping
         self._end_cause: Exception | None = None
         self._line: Line | None = None  # who waits for a message, or for the queue to empty
@@ -153,6 +157,8 @@ class Subscription:
         msg.sub = self
         self._received += 1
         size = len(msg.data)
+        if msg.block is not None:
+            size += len(msg.block)
         queue = self._queue
         if queue is None:
             queue = self._queue = deque()
@@ -178,6 +184,8 @@ class Subscription:
     def _pop(self, queue: deque[Msg]) -> Msg:
         msg = queue.popleft()
         self._bytes -= len(msg.data)
+        if msg.block is not None:
+            self._bytes -= len(msg.block)
         self.delivered += 1
         # The episode is over once half of the queue is free: with the edge at one message,
         # every message of a slow consumer would be an episode of its own.
@@ -224,8 +232,8 @@ class Subscription:
                 self._queue = None
             if not self._accepting:
                 self._registry.finished(self)
-            if self._line is not None:
-                self._line.wake_all()
+        if self._line is not None:
+            self._line.wake_all()
 
     # -- the user's side -----------------------------------------------------------------
 
@@ -240,6 +248,7 @@ class Subscription:
         check_timeout(timeout)
         if self._cb is not None:
             raise Error(f"next_msg: the subscription to {self.subject!r} delivers to its callback")
+        self._last_reader = getcurrent()
         if self._queue:
             return self._take()
         refuse_in_hub("next_msg")
@@ -303,11 +312,19 @@ class Subscription:
             self._abandon_drain(deadline)
         finally:
             self._end(None)  # whatever struck: the server was told to send no more
-        if not self.await_handled(deadline):
+        own = self._registry.delivering.get(getcurrent()) is self
+        self._drainers += own
+        if own and self._line is not None:
+            self._line.wake_all()  # another handler may wait for this one to end
+        try:
+            handled = self.await_handled(deadline)
+        finally:
+            self._drainers -= own
+        if not handled:
             self._abandon_drain(deadline)
 
     def await_handled(self, deadline: Deadline) -> bool:
-        """Wait until nothing is queued and no handler runs, but the caller's own; False when
+        """Wait until nothing is queued and no handler runs, but those that drain; False when
         time ran out first. Switches. Raises ConnectionClosedError."""
         while self._busy():
             if self._host.is_closed():
@@ -323,10 +340,9 @@ class Subscription:
         raise DrainTimeoutError(deadline.seconds, left, 0, f"subscription to {self.subject!r}")
 
     def _busy(self) -> bool:
-        own = 1 if self._registry.delivering.get(getcurrent()) is self else 0
-        if own and self._concurrency == 1:
-            return False  # its handler waits for itself; the rest comes when that returns
-        return bool(self._queue) or self._running > own
+        if self._drainers and self._drainers == self._concurrency:
+            return False  # its handlers wait for themselves; the rest comes when they return
+        return bool(self._queue) or self._running > self._drainers
 
     @property
     def pending_msgs(self) -> int:
@@ -335,7 +351,7 @@ class Subscription:
 
     @property
     def pending_bytes(self) -> int:
-        """Payload bytes of the queued messages."""
+        """Payload and header bytes of the queued messages."""
         return self._bytes
 
     @property
@@ -384,6 +400,14 @@ class Subscription:
     def end(self, cause: Exception | None) -> None:
         """Take no more messages; what is queued is still delivered."""
         self._end(cause)
+
+    def is_unread_without(self, greenlet: object) -> bool:
+        """Whether nobody but *greenlet* would read what is queued: it has no callback, and who
+        called next_msg last is that greenlet, or dead, or nobody."""
+        reader = self._last_reader
+        return self._cb is None and (
+            reader is None or reader is greenlet or bool(getattr(reader, "dead", False))
+        )
 
     def give_up(self) -> int:
         """Drop what is queued, and count it. Returns how many."""

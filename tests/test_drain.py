@@ -617,8 +617,8 @@ def test_leaving_the_context_by_an_error_keeps_the_error(
     assert_drained(conn)
     with pytest.raises(errors.DrainTimeoutError):
         with gnats.connect(shared_nats_server.url, drain_timeout=0.05) as conn:
-            listen(conn, subject)
-            conn.publish(subject, b"never read")
+            conn.subscribe(subject, cb=lambda msg: gevent.sleep(0.3))
+            conn.publish(subject, b"slowly handled")
     assert_drained(conn)
 
 

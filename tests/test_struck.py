@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -144,3 +145,103 @@ def test_a_bad_url_shows_no_password(url: str) -> None:
     with pytest.raises(errors.BadURLError) as caught:
         gnats.Connection(servers=url)
     assert "hunter" not in str(caught.value)
+
+
+def test_answers_that_nobody_takes_are_bounded(shared_nats_server: NatsServer) -> None:
+    told: list[Exception] = []
+    conn = gnats.connect(
+        shared_nats_server.url, pending_msgs_limit=10, error_cb=lambda conn, exc: told.append(exc)
+    )
+
+    def flood(msg: gnats.Msg) -> None:
+        for _ in range(100):
+            msg.respond(b"x")
+
+    conn.subscribe("flood.me", cb=flood)
+    replies = conn.request_many("flood.me", timeout=5)
+    wait_until(lambda: conn.stats.in_dropped == 90)
+    assert len(list(zip(replies, range(10)))) == 10
+    assert [type(exc) for exc in told] == [errors.SlowConsumerError]
+    conn.close()
+
+
+def test_headers_count_as_pending_bytes(shared_nats_server: NatsServer) -> None:
+    conn = gnats.connect(shared_nats_server.url)
+    sub = conn.subscribe("heavy", pending_bytes_limit=1000)
+    for _ in range(3):
+        conn.publish("heavy", b"", headers={"a": "x" * 600})
+    conn.flush()
+    assert (sub.pending_msgs, sub.dropped) == (1, 2)
+    assert 600 < sub.pending_bytes < 1000
+    sub.next_msg()
+    assert sub.pending_bytes == 0
+    conn.close()
+
+
+def test_a_drain_in_a_hub_callback_drains(shared_nats_server: NatsServer) -> None:
+    conn = gnats.connect(shared_nats_server.url)
+    handled: list[bytes] = []
+    conn.subscribe("d", cb=lambda msg: (gevent.sleep(0.01), handled.append(msg.data)))
+    for n in range(5):
+        conn.publish("d", b"%d" % n)
+    conn.flush()
+    gevent.get_hub().loop.run_callback(conn.drain)
+    wait_until(lambda: conn.is_closed)
+    assert handled == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_two_handlers_that_drain_do_not_wait_for_each_other(
+    shared_nats_server: NatsServer,
+) -> None:
+    conn = gnats.connect(shared_nats_server.url)
+    done: list[int] = []
+
+    def handle(msg: gnats.Msg) -> None:
+        gevent.sleep(0.02)
+        assert msg.sub is not None
+        msg.sub.drain(20)  # type: ignore[attr-defined]
+        done.append(1)
+
+    conn.subscribe("d2", cb=handle, concurrency=2)
+    conn.publish("d2")
+    conn.publish("d2")
+    wait_until(lambda: len(done) == 2)
+    conn.close()
+
+
+def test_a_request_to_a_forbidden_subject_fails_at_once() -> None:
+    config = """
+    authorization { users = [ { user: u, password: p,
+      permissions: { publish: { deny: ["no.>"] } } } ] }
+    """
+    with NatsServer(config=config) as server:
+        conn = gnats.connect(f"nats://u:p@{server.host}:{server.port}")
+        with pytest.raises(errors.PermissionsError) as caught:
+            conn.request("no.way", b"", timeout=20)
+        assert (caught.value.operation, caught.value.subject) == ("publish", "no.way")
+        with pytest.raises(errors.PermissionsError):
+            list(conn.request_many("no.way", b"", timeout=20))
+        conn.close()
+
+
+def test_leaving_waits_for_no_reader_that_is_gone(shared_nats_server: NatsServer) -> None:
+    began = monotonic()
+    with gnats.connect(shared_nats_server.url) as conn:
+        never, mine, theirs = (conn.subscribe(name) for name in ("l.a", "l.b", "l.c"))
+        for name in ("l.a", "l.b", "l.c"):
+            conn.publish(name, b"1")
+            conn.publish(name, b"2")
+        conn.flush()
+        mine.next_msg()
+
+        def slow_reader() -> None:
+            for _ in theirs:
+                gevent.sleep(0.1)
+
+        gevent.spawn(slow_reader)
+        gevent.sleep(0)
+    assert monotonic() - began < 10
+    assert conn.is_closed
+    assert (never.delivered, mine.delivered, theirs.delivered) == (0, 1, 2)
+    assert (never.dropped, mine.dropped, theirs.dropped) == (2, 1, 0)
+    assert conn.stats.in_dropped == 3

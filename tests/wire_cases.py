@@ -18,10 +18,10 @@ Plain = tuple[Any, ...]
 def plain(event: Any) -> Plain:
     """The event's kind and everything it says."""
     if isinstance(event, Msg):
-        kind = "MSG" if event._block is None else "HMSG"
+        kind = "MSG" if event.block is None else "HMSG"
         assert type(event.data) is bytes
         assert event.sub is None
-        return kind, event.subject, event.sid, event.reply, event._block, event.data
+        return kind, event.subject, event.sid, event.reply, event.block, event.data
     if isinstance(event, Info):
         return "INFO", dict(event.info.raw)
     return (type(event).__name__.upper(), *event)
