@@ -7,14 +7,11 @@ at every attempt, so that a rotated secret works without a restart. Room for nke
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Union
 
 from .errors import OptionError
+from .options import Secret
 from .url import ServerURL
-
-Secret = Union[str, Callable[[], str], None]
 
 
 @dataclass(frozen=True)

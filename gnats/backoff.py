@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import uniform
 
+#: Seconds: thirty years, which is for ever; the timers of a loop overflow on much more.
+LONGEST = 1e9
+
 Clock = Callable[[], float]
 
 

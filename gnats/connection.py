@@ -21,6 +21,7 @@ from .callbacks import CallbackQueue
 from .commands import CRLF, SIZES
 from .drain import Drain
 from .errors import (
+    BadURLError,
     CallbackError,
     ConnectionClosedError,
     ConnectionDrainingError,
@@ -173,6 +174,8 @@ class Connection:
         BadURLError, ConnectionClosedError."""
         if self.is_closed:
             raise ConnectionClosedError
+        if urls is None:
+            raise BadURLError("set_servers needs at least one")
         self._pool.replace(parse_servers(urls))
         self._reconnector.servers_changed()
 
@@ -544,12 +547,13 @@ class Connection:
             raise TimeoutError(
                 f"the status is {self.status}, and was not {wanted} within {timeout} s", timeout
             )
-        if self.is_closed and wanted is not S.closed:
-            raise ConnectionClosedError
+        if self.status is not wanted and self.status in (S.closed, S.disconnected):
+            raise ConnectionClosedError(f"the connection is {self.status} and not {wanted}")
         return True
 
     @property
     def status(self) -> ConnectionStatus:
+        """Where the connection is in its life."""
         return self._reconnector.status.current
 
     @property
@@ -559,6 +563,7 @@ class Connection:
 
     @property
     def is_reconnecting(self) -> bool:
+        """Whether the link was lost and another is being sought."""
         return self.status is S.reconnecting
 
     @property
@@ -568,6 +573,7 @@ class Connection:
 
     @property
     def is_closed(self) -> bool:
+        """Whether it is closed for good."""
         return self.status is S.closed
 
     @property
@@ -637,6 +643,7 @@ class Connection:
 
     @property
     def options(self) -> ConnectionOptions:
+        """What the connection was made with."""
         return self._options
 
     def __repr__(self) -> str:

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from .backoff import LONGEST
 from .errors import BadSubjectError, OptionError, OptionTypeError
 from .subjects import encode_subject
 from .url import Servers, parse_servers
-
-# Seconds: thirty years. Larger ones overflow the timers of a loop.
-LONGEST = 1e9
 
 Secret = Union[str, Callable[[], str], None]
 

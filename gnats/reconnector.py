@@ -137,8 +137,8 @@ class Reconnector:
         return self._greenlet.dead
 
     def await_status(self, wanted: ConnectionStatus, timeout: float | None) -> bool:
-        """Wait until the status has been *wanted*, however briefly, or is closed; False when
-        *timeout* seconds ran out first. Switches."""
+        """Wait until the status has been *wanted*, however briefly, or a connect has failed, or
+        the connection is closed; False when *timeout* seconds ran out first. Switches."""
         if self.status.current in (wanted, S.closed):
             return True
         entry = (wanted, Park())
@@ -426,6 +426,6 @@ class Reconnector:
     def _moved(self, old: ConnectionStatus, new: ConnectionStatus) -> None:
         self.status_changed.wake_all()
         for wanted, park in self._awaited:
-            if new in (wanted, S.closed):
+            if new in (wanted, S.closed, S.disconnected):
                 park.wake()
         self._tell("status_cb", old, new)

@@ -317,16 +317,17 @@ class Subscription:
         if own and self._line is not None:
             self._line.wake_all()  # another handler may wait for this one to end
         try:
-            handled = self.await_handled(deadline)
+            handled = self.await_handled(deadline, own)
         finally:
             self._drainers -= own
         if not handled:
             self._abandon_drain(deadline)
 
-    def await_handled(self, deadline: Deadline) -> bool:
-        """Wait until nothing is queued and no handler runs, but those that drain; False when
-        time ran out first. Switches. Raises ConnectionClosedError."""
-        while self._busy():
+    def await_handled(self, deadline: Deadline, own: bool = False) -> bool:
+        """Wait until nothing is queued and no handler runs; False when time ran out first. *own*:
+        the caller is a handler, and waits for none that waits as it does. Switches. Raises
+        ConnectionClosedError."""
+        while self._busy(own):
             if self._host.is_closed():
                 raise ConnectionClosedError
             if not self._wait(deadline):
@@ -339,8 +340,10 @@ class Subscription:
         self._end(None)
         raise DrainTimeoutError(deadline.seconds, left, 0, f"subscription to {self.subject!r}")
 
-    def _busy(self) -> bool:
-        if self._drainers and self._drainers == self._concurrency:
+    def _busy(self, own: bool) -> bool:
+        if not own:
+            return bool(self._queue) or self._running > 0
+        if self._drainers == self._concurrency:
             return False  # its handlers wait for themselves; the rest comes when they return
         return bool(self._queue) or self._running > self._drainers
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 from gevent import get_hub, getcurrent
 from gevent.hub import Waiter
 
+from .backoff import LONGEST
 from .errors import Error, OptionError
-
-# Seconds: thirty years, which is for ever; the timers of a loop overflow on much more.
-LONGEST = 1e9
 
 
 class Park:
@@ -138,4 +136,4 @@ def check_timeout(timeout: float | None, name: str = "timeout") -> float | None:
         raise OptionError(name, f"seconds are needed, not {type(timeout).__name__}")
     if not timeout >= 0:  # NaN too
         raise OptionError(name, f"it must be 0 or more seconds, not {timeout}")
-    return timeout
+    return None if timeout > LONGEST else timeout
