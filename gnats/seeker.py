@@ -126,9 +126,10 @@ class Seeker:
         """The wait after a full cycle; close, force_reconnect and add_server cut it short."""
         deadline = Deadline(self._delay(cycle))
         while not deadline.expired and not self._is_closing() and not self._hurried:
-            if self._bell.listen(deadline.remaining()) and self._pool.has_untried:
+            if self._pool.has_untried:
                 self._cut_short = True  # the new server is tried first, then the next cycle begins
                 return
+            self._bell.listen(deadline.remaining())
         self._hurried = False
         self._pool.begin_cycle()
 

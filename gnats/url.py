@@ -70,7 +70,7 @@ def parse_url(text: str) -> ServerURL:
         raise BadURLError(f"{shown}: scheme {parts.scheme!r} is not known; use nats://")
     if "," in parts.netloc:
         raise BadURLError(f"{shown}: several servers are a list, or one str with commas")
-    if not host:
+    if not host or "[" in host or "]" in host:
         raise BadURLError(f"{shown}: it names no host")
     if port == 0 or not _PORT.fullmatch(parts.netloc.rpartition("@")[2]):
         raise BadURLError(f"{shown}: the port must be 1 to 65535")

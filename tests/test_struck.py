@@ -116,10 +116,13 @@ def test_a_failing_callback_is_told_before_closed_cb(fake_server: Any) -> None:
 
 def test_add_server_ends_the_wait_for_all(fake_server: Any) -> None:
     first: FakeServer = fake_server()
-    conn = gnats.connect(first.url, reconnect_wait=30.0)
+    waits: list[int] = []
+    conn = gnats.connect(
+        first.url, custom_reconnect_delay_cb=lambda cycles: waits.append(cycles) or 30.0
+    )
     first.refuse()
     first.close_clients()
-    wait_until(lambda: conn.stats.attempts == 2)  # the first cycle is over, the wait begins
+    wait_until(lambda: waits == [1])  # the first cycle is over, the wait begins
     gone: FakeServer = fake_server()
     gone.refuse()
     first.listen()
