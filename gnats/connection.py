@@ -110,7 +110,6 @@ class Connection:
             self._outbox,
             self._subscriptions,
             self._requests,
-            self._callbacks,
             self._connect_fields,
             self._tell,
         )

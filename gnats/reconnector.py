@@ -18,7 +18,6 @@ import gevent
 from gevent import Greenlet
 
 from .backoff import Deadline
-from .callbacks import CallbackQueue
 from .errors import (
     ConnectionClosedError,
     MaxPayloadError,
@@ -61,7 +60,6 @@ class Reconnector:
         outbox: Outbox,
         subscriptions: Subscriptions,
         requests: Requests,
-        callbacks: CallbackQueue,
         connect_fields: ConnectFields,
         tell: Callable[..., None],
     ) -> None:
@@ -70,7 +68,6 @@ class Reconnector:
         self._outbox = outbox
         self._subscriptions = subscriptions
         self._requests = requests
-        self._callbacks = callbacks
         self._tell = tell  # tell("closed_cb", ...): post a user callback, the connection first
         self.status = Status(self._moved)
         self.status_changed = Line()
@@ -109,11 +106,11 @@ class Reconnector:
         self._greenlet = gevent.spawn(self._run)
         self._greenlet.rawlink(self._ended)
 
-    def request_close(self, cause: Exception | None = None) -> None:
+    def request_close(self) -> None:
         """Have the connection closed. Waiters hear of it when it is."""
         if self._closing is not None:
             return
-        self._closing = cause or ConnectionClosedError()
+        self._closing = ConnectionClosedError()
         if self._greenlet is None:
             self._finish()
         self._bell.ring()
@@ -274,7 +271,7 @@ class Reconnector:
         self.status.to(self.drain_stage or S.connected)
         new = self._pool.discover(opened.info.connect_urls)
         session.start()
-        logger.info("gnats: connected to %s", opened.url)
+        logger.info("gnats: connected to %s (link %d)", opened.url, session.generation)
         self._await_replay(session)
         self._tell("connected_cb" if first else "reconnected_cb")
         if new and not first:
@@ -353,8 +350,7 @@ class Reconnector:
 
     def _finish(self) -> None:
         """Close for good: waiters fail, CLOSED, closed_cb last."""
-        cause = self._closing or ConnectionClosedError()
-        self._closing = cause
+        self._closing = self._closing or ConnectionClosedError()
         self._outbox.shut(ConnectionClosedError)
         if self.session is not None:
             self._last_flush(self.session)

@@ -113,14 +113,13 @@ class Subscriptions:
             for frame in sub.frames()
         ]
 
-    def refused(self, subject: str, queue: str, error: Exception) -> list[Subscription]:
-        """The server forbids *subject*: end the subscriptions it names. Returns them."""
+    def refused(self, subject: str, queue: str, error: Exception) -> None:
+        """The server forbids *subject*: end the subscriptions it names."""
         named = [
             sub for sub in self.by_sid.values() if sub.subject == subject and sub.queue == queue
         ]
         for sub in named:
             sub.end(error)
-        return named
 
     def end_all(self, cause: Exception) -> None:
         """The connection is closed: end every subscription and give up what is queued."""
