@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from .commands import is_message, message_size
+from .commands import is_message
 from .info import MAX_PAYLOAD_CEILING
 
 
@@ -40,6 +40,7 @@ class OutboundBuffer:
         "_unconfirmed",
         "accepted",
         "accepted_bytes",
+        "batches",
         "dropped",
         "frames",
         "keep",
@@ -69,6 +70,7 @@ class OutboundBuffer:
         self.dropped = 0
         self.replayed = 0
 
+        self.batches = 0  # taken by the flusher, over all links
         self.offset = 0  # bytes of the present batch that the kernel has taken
         self._controls = 0  # control frames in ``frames``
         self._batch: list[bytes] = []
@@ -95,6 +97,7 @@ class OutboundBuffer:
         """Everything pending, joined; it stays held until ``written`` or ``lost``."""
         batch, self.frames = self.frames, []
         self._batch = batch
+        self.batches += 1
         self._batch_messages = len(batch) - self._controls
         self._controls = 0
         self.offset = 0
@@ -163,27 +166,47 @@ class OutboundBuffer:
         self._late = 0
         self.wake = None
 
-    def restore(self, control: list[bytes]) -> None:
-        """A new link begins: *control* goes out first, then what is pending."""
-        self._late = len(self.frames)
-        self._controls = len(control)
-        self.frames = control + self.frames
-        self.size += sum(map(len, control))
+    def restore(
+        self, control: list[bytes], milestone: Callable[[], None] | None = None, stride: int = 0
+    ) -> None:
+        """A new link begins: *control* goes out first, then what is pending.
 
-    def evict_larger(self, max_payload: int) -> list[int]:
-        """Drop pending messages that a server with *max_payload* would close the link for.
-        Returns their sizes in bytes."""
-        evicted = []
-        kept = []
-        for frame in self.frames:
-            if len(frame) > max_payload and message_size(frame) > max_payload:
-                evicted.append(message_size(frame))
-                self.size -= len(frame)
-            else:
-                kept.append(frame)
-        self.frames = kept
-        self.dropped += len(evicted)
+        *milestone* queues a PING: behind every *stride* bytes of messages or so, that a link
+        which dies early has confirmed some of them; with 0 behind each single frame.
+        """
+        pending, self.frames = self.frames, []
+        pending_bytes, self.size = self.size, 0
+        self._late = len(pending)
+        self._controls = 0
+        each = stride == 0 and milestone is not None
+        for frame in control:
+            self.append_control(frame)
+            if each and milestone is not None:
+                milestone()
+        self.size += pending_bytes
+        if milestone is None:
+            self.frames += pending
+            return
+        step = 1 if each else max(1, len(pending) * stride // max(1, pending_bytes))
+        for start in range(0, len(pending), step):
+            self.frames += pending[start : start + step]
+            milestone()
+
+    def evict(self, is_unfit: Callable[[bytes], bool]) -> list[bytes]:
+        """Drop the pending messages that the next server would close the link for; returns them."""
+        evicted = list(filter(is_unfit, self.frames))
+        if evicted:
+            self.frames = [frame for frame in self.frames if not is_unfit(frame)]
+            self.size -= sum(map(len, evicted))
+            self.dropped += len(evicted)
         return evicted
+
+    def evict_first(self) -> bytes:
+        """Drop the first pending message, and return it; call it after ``lost``."""
+        frame = self.frames.pop(0)
+        self.size -= len(frame)
+        self.dropped += 1
+        return frame
 
     def discard(self) -> int:
         """Give up everything pending; call it after ``lost``. Returns how many messages."""

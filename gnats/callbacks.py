@@ -49,18 +49,25 @@ class CallbackQueue:
             if self._greenlet is None:
                 self._start()
 
-    def post_error(self, callback: Callable[..., Any] | None, conn: object, exc: Exception) -> None:
-        """Post ``error_cb``, unless so many calls wait already that it only counts them: a
-        server that complains faster than *callback* listens must not fill the memory."""
+    def post_bounded(self, callback: Callable[..., Any] | None, conn: object, *args: Any) -> None:
+        """Post what a server can cause without end (errors, discoveries), unless so many calls
+        wait already that it is only counted: a server that talks faster than *callback* listens
+        must not fill the memory."""
         if len(self._calls) >= MOST_WAITING:
             if not self._untold:
-                logger.warning("gnats: error_cb is too slow, errors are only counted: %s", exc)
+                logger.warning("gnats: callbacks are too slow, calls are only counted: %s", args)
             self._untold += 1
             return
-        if self._untold:
+        self.post(callback, conn, *args)
+
+    def post_error(self, callback: Callable[..., Any] | None, conn: object, exc: Exception) -> None:
+        """Post ``error_cb``, bounded; it hears how many calls were left out, when there is room."""
+        if self._untold and len(self._calls) < MOST_WAITING:
             untold, self._untold = self._untold, 0
-            self.post(callback, conn, Error(f"{untold} errors came faster than error_cb took them"))
-        self.post(callback, conn, exc)
+            self.post(
+                callback, conn, Error(f"{untold} calls came faster than the callbacks took them")
+            )
+        self.post_bounded(callback, conn, exc)
 
     @property
     def is_current(self) -> bool:

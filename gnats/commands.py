@@ -75,3 +75,18 @@ def message_size(frame: bytes) -> int:
     """Header and payload bytes of a message frame, read back from its first line."""
     line = frame[: frame.index(CRLF)]
     return int(line[line.rindex(b" ") + 1 :])
+
+
+def is_larger(frame: bytes, max_payload: int) -> bool:
+    """Whether a message frame is over what a server with *max_payload* takes."""
+    return len(frame) > max_payload and message_size(frame) > max_payload
+
+
+def message_subject(frame: bytes) -> str:
+    """The subject of a message frame."""
+    return frame.split(b" ", 2)[1].decode()
+
+
+def has_headers(frame: bytes) -> bool:
+    """Whether a message frame carries headers."""
+    return frame.startswith(b"HPUB ")

@@ -220,10 +220,11 @@ class Connection:
         # From here on the same as _accept(), which costs a call.
         buffer = self._buffer
         if size > buffer.max_payload:
-            raise MaxPayloadError(size, buffer.max_payload, subject)
+            self._check_size(size, subject)
         length = len(frame)
         if buffer.size + length > buffer.limit:
             self._outbox.make_room(length, self._publish_timeout)
+            self._check_size(size, subject)  # it may be another server by now
         buffer.frames.append(frame)
         buffer.size += length
         buffer.accepted += 1
@@ -235,16 +236,21 @@ class Connection:
         """Put one message frame into the buffer; *size* is its headers and payload."""
         buffer = self._buffer
         if size > buffer.max_payload:
-            raise MaxPayloadError(size, buffer.max_payload, subject)
+            self._check_size(size, subject)
         length = len(frame)
         if buffer.size + length > buffer.limit:
             self._outbox.make_room(length, self._publish_timeout)
+            self._check_size(size, subject)  # it may be another server by now
         buffer.frames.append(frame)
         buffer.size += length
         buffer.accepted += 1
         buffer.accepted_bytes += size
         if buffer.wake is not None:
             buffer.wake()
+
+    def _check_size(self, size: int, subject: str) -> None:
+        if size > self._buffer.max_payload:
+            raise MaxPayloadError(size, self._buffer.max_payload, subject)
 
     def _head(self, subject: str) -> bytes:
         head = commands.pub_head(encode_subject(subject))
@@ -682,6 +688,8 @@ class Connection:
         callback: Callable[..., Any] | None = getattr(self._options.callbacks, name)
         if name == "error_cb":
             self._callbacks.post_error(callback, self, *args)
+        elif name == "discovered_servers_cb":
+            self._callbacks.post_bounded(callback, self)
         else:
             self._callbacks.post(callback, self, *args)
 

@@ -267,6 +267,23 @@ class PermissionsError(ServerError):
         self.queue = queue
 
 
+class FrameRefusedError(ServerError):
+    """Server after server closed the link over one frame: it was given up, so that the rest can
+    live. ``operation`` is "publish" or "subscription"; ``size`` is the frame's, in bytes.
+    """
+
+    def __init__(self, text: str, operation: str, subject: str, size: int) -> None:
+        Error.__init__(
+            self,
+            f"the {operation} for {_shorten(subject)} ({size} bytes) was given up, because the "
+            f"link is closed over it each time; the server says: {text}",
+        )
+        self.text = text
+        self.operation = operation
+        self.subject = subject
+        self.size = size
+
+
 class SecureConnRequiredError(Error):
     """The server wants TLS and the client was not told to use it. Nothing was sent in clear."""
 

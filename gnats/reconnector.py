@@ -20,7 +20,6 @@ from gevent import Greenlet
 from .backoff import Deadline
 from .errors import (
     ConnectionClosedError,
-    MaxPayloadError,
     NoServersError,
     PermissionsError,
     ReconnectForcedError,
@@ -33,6 +32,7 @@ from .pool import ServerPool
 from .refusals import read_refusal
 from .registry import Subscriptions
 from .requests import Requests
+from .restore import Restore
 from .seeker import ConnectFields, Seeker
 from .session import Opened, Session
 from .status import ConnectionStatus, Status
@@ -86,6 +86,7 @@ class Reconnector:
             lambda: self.is_closing,
             self._attempt_failed,
         )
+        self._restores = Restore(outbox.buffer, subscriptions, self.report)
         # Of sessions that are gone; the present one counts for itself.
         self._past = {"in_msgs": 0, "in_bytes": 0, "in_unknown": 0, "pings": 0}
         self._generation = 0
@@ -264,8 +265,7 @@ class Reconnector:
             self._bell.ring,
         )
         self._take_info(opened.info)
-        self._evict(opened.info.max_payload)
-        self._outbox.buffer.restore(self._subscriptions.restore_frames())
+        self._restores.fill(opened.info, session.pings)
         self._outbox.link()
         self.connects += 1
         self.status.to(self.drain_stage or S.connected)
@@ -286,11 +286,6 @@ class Reconnector:
             return
         while not session.written and session.exit.cause is None and self._closing is None:
             self._bell.listen(None)
-
-    def _evict(self, max_payload: int) -> None:
-        """Messages that this server would close the link for cannot be replayed to it."""
-        for size in self._outbox.buffer.evict_larger(max_payload):
-            self.report(MaxPayloadError(size, max_payload))
 
     def _outlive(self, session: Session) -> bool:
         """Until the link ends. Returns whether another is to be sought."""
@@ -318,6 +313,7 @@ class Reconnector:
         if not told and not isinstance(cause, ReconnectForcedError):
             self._tell("error_cb", cause)
         self._tell("disconnected_cb")
+        self._restores.ended(cause)
 
     def _lived(self, session: Session) -> bool:
         """Whether the link lived long enough to end the outage before it."""

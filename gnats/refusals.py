@@ -55,6 +55,15 @@ _CLOSING: list[tuple[str, Callable[[str], Error]]] = [
     ("no responders requires headers", ServerError),
 ]
 
+# Of the words that become a plain ServerError, those that no frame of ours has caused.
+_NOT_OUR_FRAME = (
+    "slow consumer",
+    "connection throttling",
+    "cluster name",
+    "attempted to connect to",
+    "server shutdown",
+)
+
 _PERMISSION = re.compile(
     r"permissions violation for (?P<operation>publish|subscription)"
     r"(?: with reply of)? (?:to )?\"(?P<subject>(?:[^\"\\]|\\.)*)\""
@@ -86,6 +95,13 @@ def read_refusal(text: str) -> Refusal:
         if lowered.startswith(words):
             return Refusal(make(text), closes=True)
     return Refusal(ServerError(text), closes=False)
+
+
+def blames_a_frame(cause: Exception) -> bool:
+    """Whether a link ended over something that we sent, and would end over it again."""
+    if type(cause) is not ServerError:
+        return False
+    return not cause.text.lower().startswith(_NOT_OUR_FRAME)
 
 
 def _unquote(quoted: str) -> str:

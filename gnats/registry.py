@@ -43,6 +43,8 @@ class Subscriptions:
         # Weak: messages that nobody can read any more keep nothing alive.
         self._ending: WeakSet[Subscription] = WeakSet()
         self._not_restored: set[int] = set()
+        # By subject and queue; None until somebody asks, and again with every new link.
+        self._by_name: dict[tuple[str, str], dict[int, Subscription]] | None = None
 
     def add(
         self,
@@ -69,7 +71,7 @@ class Subscriptions:
         )
         sub._max_msgs = max_msgs
         frames = sub.frames()
-        self.by_sid[sub.sid] = sub
+        self._enter(sub)
         for frame in frames:
             self.host.send_control(frame)
         return sub
@@ -78,8 +80,17 @@ class Subscriptions:
         """Make the subscription for replies. Never switches."""
         self._last_sid += 1
         inbox = InboxSubscription(self, self._last_sid, subject, deliver)
-        self.by_sid[inbox.sid] = inbox
+        self._enter(inbox)
         self.host.send_control(inbox.frames()[0])
+
+    def _enter(self, sub: Subscription) -> None:
+        self.by_sid[sub.sid] = sub
+        if self._by_name is not None:
+            self._note_name(sub)
+
+    def _note_name(self, sub: Subscription) -> None:
+        assert self._by_name is not None
+        self._by_name.setdefault((sub.subject, sub.queue), {})[sub.sid] = sub
 
     def of_users(self) -> list[Subscription]:
         """The live subscriptions that users made."""
@@ -92,6 +103,11 @@ class Subscriptions:
     def remove(self, sub: Subscription) -> None:
         """*sub* has ended; until its last message is handled it is still looked after."""
         self.by_sid.pop(sub.sid, None)
+        if self._by_name is not None:
+            same = self._by_name[sub.subject, sub.queue]
+            del same[sub.sid]
+            if not same:
+                del self._by_name[sub.subject, sub.queue]
         if sub.unhandled:
             self._ending.add(sub)
         self._not_restored.discard(sub.sid)
@@ -104,21 +120,23 @@ class Subscriptions:
         """A draining subscription still takes messages, but no new link is told of it."""
         self._not_restored.add(sub.sid)
 
-    def restore_frames(self) -> list[bytes]:
-        """SUB, and UNSUB where there is a limit, for every live subscription."""
+    def to_restore(self) -> list[tuple[Subscription, list[bytes]]]:
+        """Every live subscription with its SUB, and UNSUB where there is a limit."""
+        self._by_name = None
         return [
-            frame
+            (sub, sub.frames())
             for sub in list(self.by_sid.values())
             if sub.sid not in self._not_restored
-            for frame in sub.frames()
         ]
 
     def refused(self, subject: str, queue: str, error: Exception) -> None:
         """The server forbids *subject*: end the subscriptions it names."""
-        named = [
-            sub for sub in self.by_sid.values() if sub.subject == subject and sub.queue == queue
-        ]
-        for sub in named:
+        # An index, made when the first is refused: with many subscriptions many are, at once.
+        if self._by_name is None:
+            self._by_name = {}
+            for sub in self.by_sid.values():
+                self._note_name(sub)
+        for sub in list(self._by_name.get((subject, queue), {}).values()):
             sub.end(error)
 
     def end_all(self, cause: Exception) -> None:

@@ -15,7 +15,7 @@ class Stats:
     accepted: int  #: messages that ``publish`` took
     sent: int  #: of those: written to a link that is alive, or confirmed by a PONG
     uncertain: int  #: written to a link that died before a PONG; may or may not have arrived
-    dropped: int  #: given up with the connection, or too large for the server it came back to
+    dropped: int  #: given up with the connection, or refused by the server it came back to
     buffered: int  #: still waiting to be written (or, kept for replay, to be confirmed)
     buffered_bytes: int  #: bytes of those frames
     replayed: int  #: messages written late or again, after an outage

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gnats.buffer import OutboundBuffer
+from gnats.commands import is_larger
 
 pytestmark = pytest.mark.sansio
 
@@ -399,27 +400,74 @@ def test_a_restore_that_never_reached_the_wire_leaves_no_trace(keep: bool) -> No
     assert books(buffer) == {"accepted": 1, "buffered": 1}
 
 
+@each_keep
+@pytest.mark.parametrize(
+    ("stride", "expected"),
+    [
+        (0, b"CMPMPMPM"),  # behind every frame
+        (1, b"CPMPMPM"),
+        (26, b"CPPMPM"),  # a message frame has 13 bytes
+        (1000, b"CPPPM"),
+    ],
+)
+def test_milestones_of_a_restore(keep: bool, stride: int, expected: bytes) -> None:
+    buffer = OutboundBuffer(keep)
+    for number in range(3):
+        publish(buffer, pub(b"%d" % number))
+    positions = []
+
+    def milestone() -> None:
+        positions.append(buffer.position)
+        buffer.append_control(b"PING\r\n")
+
+    buffer.restore([b"SUB a 1\r\n"], milestone, stride)
+    letters = {b"PUB": b"P", b"PIN": b"M", b"SUB": b"C"}
+    assert b"".join(letters[frame[:3]] for frame in buffer.frames) == expected
+    assert positions == [
+        expected[:at].count(b"P") for at, letter in enumerate(expected) if letter == ord("M")
+    ]
+    assert buffer.size == sum(map(len, buffer.frames))
+    assert (buffer.pending_messages, buffer.buffered) == (3, 3)
+    write(buffer)
+    buffer.confirm(positions[0])
+    buffer.lost()
+    kept = 3 - positions[0] if keep else 0
+    assert (buffer.pending_messages, buffer.uncertain) == (kept, 0 if keep else 3 - positions[0])
+    check_books(buffer)
+
+
 # -- giving up ---------------------------------------------------------------------------
 
 
 @each_keep
-def test_evict_larger_looks_at_headers_and_payload_not_at_the_frame(keep: bool) -> None:
+def test_evict_looks_at_headers_and_payload_not_at_the_frame(keep: bool) -> None:
     buffer = OutboundBuffer(keep)
     fits, over = pub(b"x" * 30), pub(b"x" * 31)
     with_headers = hpub(b"y" * 13)  # 18 bytes of headers: 31
     for frame in (fits, over, with_headers, hpub(b"y" * 12)):
         publish(buffer, frame)
-    assert buffer.evict_larger(30) == [31, 31]
+    assert buffer.evict(lambda frame: is_larger(frame, 30)) == [over, with_headers]
     assert buffer.frames == [fits, hpub(b"y" * 12)]
     assert buffer.size == len(b"".join(buffer.frames))
     assert books(buffer) == {"accepted": 4, "dropped": 2, "buffered": 2}
-    assert buffer.evict_larger(30) == []
+    assert buffer.evict(lambda frame: is_larger(frame, 30)) == []
 
 
-def test_evict_larger_is_not_misled_by_a_payload() -> None:
+def test_evict_is_not_misled_by_a_payload() -> None:
     buffer = OutboundBuffer()
     publish(buffer, pub(b"PUB a 9999\r\n 9999", subject=b"s" * 200))
-    assert buffer.evict_larger(100) == []
+    assert buffer.evict(lambda frame: is_larger(frame, 100)) == []
+
+
+def test_evict_first() -> None:
+    buffer = OutboundBuffer()
+    first, second = pub(b"1"), pub(b"22")
+    publish(buffer, first)
+    publish(buffer, second)
+    buffer.lost()
+    assert buffer.evict_first() == first
+    assert (buffer.frames, buffer.size) == ([second], len(second))
+    assert books(buffer) == {"accepted": 2, "dropped": 1, "buffered": 1}
 
 
 def test_evicted_messages_do_not_make_newer_ones_late() -> None:
@@ -427,7 +475,7 @@ def test_evicted_messages_do_not_make_newer_ones_late() -> None:
     publish(buffer, pub(b"x" * 50))
     publish(buffer, pub(b"1"))
     buffer.lost()
-    buffer.evict_larger(20)
+    buffer.evict(lambda frame: is_larger(frame, 20))
     buffer.restore([])
     publish(buffer, pub(b"2"))
     write(buffer)
@@ -596,8 +644,8 @@ class Books(RuleBasedStateMachine):
             _, _, rest = frame.wire.partition(b"\r\n")
             return len(rest) - 2
 
-        larger = [size(frame) for frame in self.pending if size(frame) > max_payload]
-        assert self.buffer.evict_larger(max_payload) == larger
+        larger = [frame.wire for frame in self.pending if size(frame) > max_payload]
+        assert self.buffer.evict(lambda frame: is_larger(frame, max_payload)) == larger
         self.pending = [frame for frame in self.pending if size(frame) <= max_payload]
         self.dropped += len(larger)
 

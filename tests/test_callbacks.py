@@ -10,7 +10,7 @@ import pytest
 from gevent.event import Event
 
 import gnats
-from gnats.callbacks import CallbackQueue
+from gnats.callbacks import MOST_WAITING, CallbackQueue
 from gnats.status import MOVES
 from gnats.testing import FakeClient, NatsServer, wait_until
 
@@ -435,3 +435,20 @@ def test_calls_that_never_wait_are_legal_in_a_hub_callback(shared_nats_server: N
     assert in_a_hub_callback(lambda: conn.stats.accepted) == 2
     conn.close()
     assert_books(conn)
+
+
+def test_discoveries_without_end_do_not_fill_the_memory() -> None:
+    calls = queue()
+    gate, heard = Event(), []
+    calls.post(lambda: gate.wait())
+    gevent.sleep(0)
+    for _ in range(MOST_WAITING + 50):
+        calls.post_bounded(lambda conn: heard.append(conn), "conn")
+    calls.post(heard.append, "closed")  # what happens once is never left out
+    gate.set()
+    assert calls.join(10)
+    assert heard == ["conn"] * MOST_WAITING + ["closed"]
+    calls.post_error(lambda conn, exc: heard.append(str(exc)), "conn", ValueError("new"))
+    assert calls.join(10)
+    assert heard[-2].startswith("50 ")
+    assert heard[-1] == "new"

@@ -119,3 +119,20 @@ def test_frames_say_their_sizes(
     assert middle == ([reply] if reply else []) + ([str(len(block))] if block else [])
     assert rest == (block or b"") + payload + b"\r\n"
     assert int(total) == len(rest) - 2 == commands.message_size(frame)
+
+
+@pytest.mark.parametrize(
+    ("frame", "size", "headers"),
+    [
+        (commands.pub(HEAD, b"", b"PUB x 99\r\n"), 10, False),
+        (commands.pub(HEAD, b"r", b""), 0, False),
+        (commands.hpub(HEAD, b"r", b"NATS/1.0\r\n\r\n", b"hi"), 14, True),
+    ],
+)
+def test_a_message_frame_read_back(frame: bytes, size: int, headers: bool) -> None:
+    assert commands.is_message(frame)
+    assert commands.message_size(frame) == size
+    assert commands.message_subject(frame) == "a.b"
+    assert commands.has_headers(frame) is headers
+    assert commands.is_larger(frame, size - 1)
+    assert not commands.is_larger(frame, size)

@@ -62,6 +62,10 @@ EXAMPLES: list[tuple[Error, dict[str, object]]] = [
         errors.PermissionsError("words", "publish", "a", "q"),
         {"text": "words", "operation": "publish", "subject": "a", "queue": "q"},
     ),
+    (
+        errors.FrameRefusedError("words", "publish", "a", 9),
+        {"text": "words", "operation": "publish", "subject": "a", "size": 9},
+    ),
     (errors.SecureConnRequiredError("x"), {}),
     (errors.SecureConnWantedError("x"), {}),
     (

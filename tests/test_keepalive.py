@@ -11,12 +11,14 @@ from time import monotonic
 from typing import Any
 
 import gevent
+import gevent.event
 import gevent.monkey
 import pytest
 from gevent import get_hub
 
 import gnats
 from gnats.errors import StaleConnectionError, TransportError, WriteStalledError
+from gnats.reader import MOST_PONGS
 from gnats.testing import FakeClient, NatsServer, serve, wait_until
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
@@ -295,4 +297,33 @@ def test_a_stalled_write_is_found_without_keepalive_and_only_when_there_is_one(
     conn.flush()
     assert isinstance(told[0], WriteStalledError)
     assert isinstance(told[0], TransportError)
+    conn.close()
+
+
+def test_a_server_that_asks_and_does_not_listen_heaps_up_nothing(fake_server: Any) -> None:
+    gate, asked = gevent.event.Event(), gevent.event.Event()
+
+    def flood(client: FakeClient) -> None:
+        client.handshake()
+        for _ in range(100):
+            client.send(b"PING\r\n" * 10_000)
+        asked.set()
+        gate.wait()
+        client.serve()
+
+    server = fake_server(flood, rcvbuf=4096)
+    conn = gnats.connect(server.url, **FAST)
+    most = 0
+
+    def all_read() -> bool:
+        nonlocal most
+        most = max(most, conn.stats.buffered_bytes)
+        return asked.is_set()
+
+    wait_until(all_read, 20)
+    assert most <= 2 * 6 * MOST_PONGS  # one batch on its way, one behind it
+    gate.set()
+    conn.publish("p", b"alive")
+    assert conn.flush(10)
+    assert conn.stats.disconnects == 0
     conn.close()

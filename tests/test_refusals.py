@@ -16,7 +16,7 @@ from gnats.errors import (
     ServerError,
     StaleConnectionError,
 )
-from gnats.refusals import read_refusal
+from gnats.refusals import blames_a_frame, read_refusal
 
 pytestmark = pytest.mark.sansio
 
@@ -129,3 +129,28 @@ def test_any_words(text: str) -> None:
     error, closes = read_refusal(text)
     assert isinstance(error, Error)
     assert isinstance(closes, bool)
+
+
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        ("Maximum Payload Violation", True),
+        ("maximum control line exceeded", True),
+        ("Unknown Protocol Operation", True),
+        ("Parser Error", True),
+        ("message headers not supported", True),
+        ("Slow Consumer", False),
+        ("Server Shutdown", False),
+        ("Connection throttling is active. Please try again later.", False),
+        ("Authorization Violation", False),
+        ("maximum connections exceeded", False),
+        ('Permissions Violation for Publish to "a"', False),
+        ("Stale Connection", False),
+    ],
+)
+def test_which_refusals_blame_a_frame(text: str, blamed: bool) -> None:
+    assert blames_a_frame(read_refusal(text).error) is blamed
+
+
+def test_a_broken_socket_blames_no_frame() -> None:
+    assert not blames_a_frame(OSError())

@@ -435,3 +435,34 @@ def test_max_connections_at_runtime_and_back() -> None:
         for conn in conns:
             conn.flush()
             conn.close()
+
+
+class _Counted(dict[Any, Any]):
+    """A registry that counts how often somebody walks through all of it."""
+
+    walks = 0
+
+    def values(self) -> Any:
+        self.walks += 1
+        return super().values()
+
+
+def test_a_thousand_refusals_do_not_walk_a_thousand_times_through_all(nats_server: Any) -> None:
+    with gnats.connect(nats_server.url, **FAST) as conn:
+        registry = conn._subscriptions
+        registry.by_sid = counted = _Counted()
+        subs = [
+            conn.subscribe(f"s.{number % 500}", queue="ab"[number % 2]) for number in range(999)
+        ]
+        refusal = PermissionsError("no", "subscription", "s.1", "b")
+        registry.refused("s.1", "b", refusal)
+        assert [sub.is_closed for sub in subs].count(True) == 2
+        assert subs[1].is_closed
+        assert subs[501].is_closed
+        again = conn.subscribe("s.1", queue="b")
+        subs[0].unsubscribe()
+        for number in range(500):
+            registry.refused(f"s.{number}", "ab"[number % 2], refusal)
+        assert all(sub.is_closed for sub in [again, *subs])
+        assert counted.walks == 1
+        assert registry._by_name == {}

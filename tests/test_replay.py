@@ -633,3 +633,28 @@ def test_what_a_close_leaves_behind_is_counted(nats_server: NatsServer) -> None:
     stats = close_books(conn)
     assert stats.dropped == 7
     assert stats.buffered == stats.buffered_bytes == 0
+
+
+def test_a_publisher_that_waited_for_room_is_measured_against_what_the_server_takes_by_then(
+    fake_server: Any,
+) -> None:
+    gate = gevent.event.Event()
+
+    def shrinking(client: FakeClient) -> None:
+        client.handshake()
+        gate.wait()
+        client.send_info(max_payload=100)
+        client.serve()
+
+    server = fake_server(shrinking, rcvbuf=4096)
+    conn = gnats.connect(server.url, **FAST)
+    publisher = gevent.spawn(fill, conn)
+    wait_until(lambda: conn.stats.buffered_bytes > 900_000)
+    accepted = conn.stats.accepted
+    gate.set()
+    publisher.join(5)
+    assert isinstance(publisher.exception, MaxPayloadError)
+    assert publisher.exception.max_payload == 100
+    conn.flush()
+    assert close_books(conn).accepted >= accepted
+    conn.close()

@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 import gnats
-from gnats.errors import TimeoutError
+from gnats.errors import BadSubscriptionError, FrameRefusedError, HeaderError, TimeoutError
 from gnats.testing import FakeClient, FakeServer, Frame, NatsServer, serve, wait_until
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
@@ -423,4 +423,157 @@ def test_a_flush_begun_in_an_outage_covers_the_replay(fake_server: Any) -> None:
     assert flushing.get(timeout=5) is True
     # At this very moment the server has them all: nothing is waited for here.
     assert server.clients[1].payloads() == [b"%d" % n for n in range(100)]
+    conn.close()
+
+
+# -- a frame that servers refuse -----------------------------------------------------------------
+
+SHORT_LINES = "max_control_line: 300"
+LONG = "long." + "x" * 400
+
+
+def test_a_kept_message_that_the_server_closes_the_link_for_is_given_up() -> None:
+    """The others, in front of it and behind it, arrive; in order, and the books close."""
+    told: list[Exception] = []
+    with NatsServer(config=SHORT_LINES) as server:
+        conn = gnats.connect(
+            server.url, replay_unconfirmed=True, error_cb=lambda _, exc: told.append(exc), **FAST
+        )
+        reader = gnats.connect(server.url, **FAST)
+        got = reader.subscribe("p")
+        reader.flush()
+        for number in range(10):
+            conn.publish("p", b"%d" % number)
+        conn.publish(LONG, b"poison")
+        for number in range(10, 20):
+            conn.publish("p", b"%d" % number)
+        assert conn.flush(20)
+        conn.publish("p", b"end")
+        payloads = [got.next_msg(5).data]
+        while payloads[-1] != b"end":
+            payloads.append(got.next_msg(5).data)
+        first_times = list(dict.fromkeys(payloads))
+        assert first_times == [b"%d" % number for number in range(20)] + [b"end"]
+        refused = [exc for exc in told if isinstance(exc, FrameRefusedError)]
+        assert [(exc.operation, exc.subject) for exc in refused] == [("publish", LONG)]
+        assert refused[0].size == len(f"PUB {LONG} 6\r\npoison\r\n")
+        assert "maximum control line" in refused[0].text.lower()
+        stats = conn.stats
+        assert (stats.dropped, stats.uncertain) == (1, 0)
+        assert stats.accepted == stats.sent + stats.dropped + stats.buffered
+        lost_before = stats.disconnects
+        conn.force_reconnect()
+        wait_until(lambda: conn.stats.reconnects == lost_before + 1 and conn.is_connected)
+        assert conn.flush(5)  # trusted again, and nothing is sent that was refused
+        assert conn.stats.disconnects == lost_before + 1
+        conn.close()
+        reader.close()
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["at most once", "keep"])
+def test_a_subscription_that_the_server_closes_the_link_for_is_ended(keep: bool) -> None:
+    told: list[Exception] = []
+    with NatsServer(config=SHORT_LINES) as server:
+        conn = gnats.connect(
+            server.url, replay_unconfirmed=keep, error_cb=lambda _, exc: told.append(exc), **FAST
+        )
+        before = [conn.subscribe(f"before.{number}") for number in range(5)]
+        poison = conn.subscribe(LONG)
+        behind = [conn.subscribe(f"behind.{number}", max_msgs=3) for number in range(5)]
+        with pytest.raises(BadSubscriptionError) as caught:
+            poison.next_msg(20)
+        assert isinstance(caught.value.__cause__, FrameRefusedError)
+        assert caught.value.__cause__.operation == "subscription"
+        assert any(isinstance(exc, FrameRefusedError) for exc in told)
+        conn.wait_for_status("connected", 5)
+        for sub in [*before, *behind]:
+            conn.publish(sub.subject, b"alive")
+            assert sub.next_msg(5).data == b"alive"
+            assert sub.pending_msgs == 0
+        conn.close()
+
+
+def test_a_refusal_that_is_not_repeated_gives_up_nothing(fake_server: Any) -> None:
+    """A line between us that broke once: the frames that came broken are sent again, and stay."""
+
+    def sceptic(client: FakeClient) -> None:
+        client.handshake()
+        for _ in range(4):  # SUB, and some of the messages
+            client.read_frame()
+        client.send_err("Parser Error")
+        client.close()
+
+    server = fake_server([sceptic, sceptic, serve])
+    conn = gnats.connect(server.url, replay_unconfirmed=True, **FAST)
+    sub = conn.subscribe("s")
+    for number in range(10):
+        conn.publish("p", b"%d" % number)
+    assert conn.flush(10)
+    assert conn.stats.dropped == 0
+    assert not sub.is_closed
+    assert server.clients[2].payloads() == [b"%d" % number for number in range(10)]
+    conn.close()
+
+
+def test_a_server_that_only_closes_makes_nobody_a_suspect(fake_server: Any) -> None:
+    def rude(client: FakeClient) -> None:
+        client.handshake()
+        client.read_frame()
+        client.close()
+
+    server = fake_server([rude] * 6 + [serve])
+    conn = gnats.connect(server.url, replay_unconfirmed=True, **FAST)
+    conn.subscribe("s")
+    for number in range(10):
+        conn.publish("p", b"%d" % number)
+    assert conn.flush(20)
+    assert conn.stats.dropped == 0
+    conn.close()
+
+
+def test_a_link_that_dies_early_each_time_still_gets_on(fake_server: Any) -> None:
+    """Kept messages are confirmed piece by piece: no link lives long enough for all of them."""
+    payload = b"x" * 1000
+
+    def short_lived(client: FakeClient) -> None:
+        client.handshake()
+        taken = 0
+        while taken < 150:
+            frame = client.read_frame()
+            taken += frame.op == "PUB"
+            if frame.op == "PING":
+                client.send(b"PONG\r\n")
+        client.close()
+
+    server = fake_server([short_lived] * 30 + [serve])
+    conn = gnats.connect(server.url, replay_unconfirmed=True, **FAST)
+    cut_off(server, conn)
+    for number in range(1000):
+        conn.publish("p", b"%04d" % number + payload)
+    server.listen()
+    assert conn.flush(30)
+    assert len(server.clients) < 20
+    seen = [int(p[:4]) for client in server.clients for p in client.payloads()]
+    assert sorted(set(seen)) == list(range(1000))
+    conn.close()
+
+
+def test_headers_are_not_replayed_to_a_server_that_takes_none(fake_server: Any) -> None:
+    def old(client: FakeClient) -> None:
+        client.handshake(headers=False)
+        client.serve()
+
+    server = fake_server([serve, old])
+    told: list[Exception] = []
+    conn = gnats.connect(server.url, error_cb=lambda _, exc: told.append(exc), **FAST)
+    cut_off(server, conn)
+    conn.publish("p", b"1")
+    conn.publish("p", b"2", headers={"K": "v"})
+    conn.publish("p", b"3")
+    server.listen()
+    conn.wait_for_status("connected", 5)
+    conn.flush()
+    assert server.clients[1].payloads() == [b"1", b"3"]
+    assert [exc for exc in told if isinstance(exc, HeaderError)]
+    assert conn.stats.dropped == 1
     conn.close()
