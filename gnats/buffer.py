@@ -44,6 +44,7 @@ class OutboundBuffer:
         "dropped",
         "frames",
         "keep",
+        "kept",
         "limit",
         "max_payload",
         "offset",
@@ -57,7 +58,8 @@ class OutboundBuffer:
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
         self.frames: list[bytes] = []
-        self.size = 0  # bytes of all frames held: pending, in the batch, kept for replay
+        self.size = 0  # bytes of frames to be written: pending, and in the batch
+        self.kept = 0  # bytes of frames that were written and wait for a PONG, under ``keep``
         self.limit = -1  # a message that would take ``size`` over this takes the slow road
         self.max_payload = MAX_PAYLOAD_CEILING  # bytes; what the server says, once it has
         #: Called once, then None again: the flusher sets it when it has nothing to do.
@@ -79,7 +81,8 @@ class OutboundBuffer:
         self._taken = 0  # position: messages the kernel took over this link
         self._confirmed = 0  # position: messages confirmed over this link
         self._late = 0  # messages at the head of ``frames`` that a restore put there
-        self._unconfirmed: deque[tuple[int, list[bytes]]] = deque()  # (position at end, batch)
+        # (position at its end, batch, its bytes)
+        self._unconfirmed: deque[tuple[int, list[bytes], int]] = deque()
 
     # -- in ------------------------------------------------------------------------------
 
@@ -108,11 +111,11 @@ class OutboundBuffer:
     def written(self) -> None:
         """The kernel has taken the whole batch."""
         self._count_taken(self._batch_messages)
+        self.size -= self._batch_bytes
         if self.keep and self._batch_messages:
-            self._unconfirmed.append((self._taken, self._batch))
+            self._unconfirmed.append((self._taken, self._batch, self._batch_bytes))
+            self.kept += self._batch_bytes
             self._let_go()  # the PONG may have come while the batch's tail was written
-        else:
-            self.size -= self._batch_bytes
         self._forget_batch()
 
     # -- confirmation --------------------------------------------------------------------
@@ -141,8 +144,7 @@ class OutboundBuffer:
     def _let_go(self) -> None:
         """Forget kept batches that are confirmed as a whole."""
         while self._unconfirmed and self._unconfirmed[0][0] <= self._confirmed:
-            _, batch = self._unconfirmed.popleft()
-            self.size -= sum(map(len, batch))
+            self.kept -= self._unconfirmed.popleft()[2]
 
     # -- a link ends, another begins -----------------------------------------------------
 
@@ -162,6 +164,7 @@ class OutboundBuffer:
         self._forget_batch()
         self.frames = list(filter(is_message, pending))
         self.size = sum(map(len, self.frames))
+        self.kept = 0
         self._controls = 0
         self._late = 0
         self.wake = None
@@ -216,6 +219,11 @@ class OutboundBuffer:
         self.size = 0
         return count
 
+    @property
+    def held(self) -> int:
+        """Bytes of all frames here."""
+        return self.size + self.kept
+
     # -- the books -----------------------------------------------------------------------
 
     @property
@@ -253,7 +261,7 @@ class OutboundBuffer:
     def _kept(self, whole: list[bytes]) -> list[bytes]:
         """The message frames that this link took and no PONG has confirmed, in order; *whole*
         are the last of them, from the batch that was being written."""
-        batches = [*(batch for _, batch in self._unconfirmed), whole]
+        batches = [*(batch for _, batch, _ in self._unconfirmed), whole]
         taken = [frame for batch in batches for frame in batch if is_message(frame)]
         # The first may be confirmed in part: a flush's PING can stand in its middle.
         return taken[len(taken) - self.unconfirmed :]

@@ -591,7 +591,7 @@ class Connection:
             uncertain=buffer.uncertain,
             dropped=buffer.dropped,
             buffered=buffer.buffered,
-            buffered_bytes=buffer.size,
+            buffered_bytes=buffer.held,
             replayed=buffer.replayed,
             in_msgs=life.past_and_present("in_msgs"),
             in_bytes=life.past_and_present("in_bytes"),

@@ -27,7 +27,6 @@ class Outbox:
         self.buffer = buffer
         self._reconnect_buf_size = reconnect_buf_size
         self._linked = False
-        self._limit = 0  # bytes; the buffer shows it to publish only while nobody waits
         self._refusal: Callable[[], Error] | None = _not_connected
         self._waiting: deque[Park] = deque()
 
@@ -36,14 +35,11 @@ class Outbox:
     def link(self) -> None:
         """There is a link: publish waits above the high-water mark."""
         self._linked = True
-        # Kept frames count until a PONG; the mark would make every publisher wait a round trip.
-        self._limit = self._reconnect_buf_size if self.buffer.keep else HIGH_WATER
         self._changed()
 
     def unlink(self) -> None:
         """There is no link, but one is being sought: publish fills the reconnect buffer."""
         self._linked = False
-        self._limit = self._reconnect_buf_size
         self._changed()
 
     def shut(self, refusal: Callable[[], Error]) -> None:
@@ -60,10 +56,23 @@ class Outbox:
     def linked(self) -> bool:
         return self._linked
 
-    def room_made(self) -> None:
-        """Bytes have left the buffer: the first who waits may look again."""
-        if self._waiting and self.buffer.size < self._limit:
-            self._waiting[0].wake()
+    def bytes_moved(self) -> None:
+        """Bytes have been written, or confirmed: the first who waits may look again."""
+        if self._waiting:
+            if self.buffer.size < self._limit:
+                self._waiting[0].wake()
+        elif self.buffer.keep:
+            self._show_limit()
+
+    @property
+    def _limit(self) -> int:
+        """Bytes that may wait to be written now."""
+        if not self._linked:
+            return self._reconnect_buf_size
+        if not self.buffer.keep:
+            return HIGH_WATER
+        # What is kept until a PONG counts too, or its memory would have no bound.
+        return min(HIGH_WATER, self._reconnect_buf_size - self.buffer.kept)
 
     # -- a publisher asks ------------------------------------------------------------------
 
@@ -112,10 +121,12 @@ class Outbox:
         if not self._linked:
             raise self._limit_error(size, "there is no link, and reconnect_buf_size is used up")
         # Larger than the mark by itself: it may go when it is alone.
-        return held == 0
+        kept = self.buffer.kept
+        return held == 0 and (kept == 0 or kept + size <= self._reconnect_buf_size)
 
     def _limit_error(self, size: int, why: str) -> OutboundBufferLimitError:
-        return OutboundBufferLimitError(size, self.buffer.size, self._limit, why)
+        limit = HIGH_WATER if self._linked and not self.buffer.keep else self._reconnect_buf_size
+        return OutboundBufferLimitError(size, self.buffer.held, limit, why)
 
     def _changed(self) -> None:
         self._show_limit()
@@ -125,7 +136,7 @@ class Outbox:
     def _show_limit(self) -> None:
         """Below 0 the fast lane of publish is shut: everyone comes here."""
         shut = self._refusal is not None or self._waiting
-        self.buffer.limit = -1 if shut else self._limit
+        self.buffer.limit = -1 if shut else max(-1, self._limit)
 
 
 def _not_connected() -> Error:

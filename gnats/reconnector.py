@@ -261,7 +261,7 @@ class Reconnector:
             self._on_info,
             self._on_err,
             self._bell.ring,
-            self._outbox.room_made,
+            self._outbox.bytes_moved,
             self._bell.ring,
         )
         self._take_info(opened.info)

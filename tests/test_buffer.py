@@ -64,7 +64,7 @@ def test_new_is_empty(keep: bool) -> None:
     buffer = OutboundBuffer(keep)
     assert buffer.take() == b""
     assert books(buffer) == {}
-    assert (buffer.size, buffer.position, buffer.unconfirmed) == (0, 0, 0)
+    assert (buffer.held, buffer.position, buffer.unconfirmed) == (0, 0, 0)
 
 
 @each_keep
@@ -77,7 +77,7 @@ def test_everything_is_taken_in_order_in_one_piece(keep: bool) -> None:
     buffer.append_control(frames[3])
     publish(buffer, frames[4])
     assert buffer.pending_messages == 3
-    assert buffer.size == len(b"".join(frames))
+    assert buffer.held == len(b"".join(frames))
     assert buffer.take() == b"".join(frames)
     assert buffer.take() == b""
 
@@ -102,9 +102,9 @@ def test_what_is_written_frees_its_bytes() -> None:
     buffer.append_control(b"PING\r\n")
     buffer.take()
     publish(buffer, pub(b"22"))
-    assert buffer.size == len(pub(b"1") + b"PING\r\n" + pub(b"22"))
+    assert buffer.held == len(pub(b"1") + b"PING\r\n" + pub(b"22"))
     buffer.written()
-    assert buffer.size == len(pub(b"22"))
+    assert buffer.held == len(pub(b"22"))
     assert books(buffer) == {"accepted": 2, "sent": 1, "buffered": 1}
 
 
@@ -113,11 +113,11 @@ def test_kept_what_is_written_holds_its_bytes_until_confirmed() -> None:
     publish(buffer, pub(b"1"))
     position = buffer.position
     write(buffer)
-    assert buffer.size == len(pub(b"1"))
+    assert buffer.held == len(pub(b"1"))
     assert books(buffer) == {"accepted": 1, "buffered": 1}
     assert buffer.unconfirmed == 1
     buffer.confirm(position)
-    assert buffer.size == 0
+    assert buffer.held == 0
     assert books(buffer) == {"accepted": 1, "sent": 1}
     assert buffer.unconfirmed == 0
 
@@ -126,7 +126,7 @@ def test_kept_control_frames_alone_are_not_kept() -> None:
     buffer = OutboundBuffer(keep=True)
     buffer.append_control(b"PING\r\n")
     write(buffer)
-    assert (buffer.size, buffer.unconfirmed) == (0, 0)
+    assert (buffer.held, buffer.unconfirmed) == (0, 0)
 
 
 @each_keep
@@ -226,7 +226,7 @@ def test_kept_a_batch_confirmed_before_it_is_written_out_frees_its_bytes() -> No
     buffer.written()
     assert buffer.unconfirmed == 0
     assert books(buffer) == {"accepted": 1, "sent": 1}
-    assert buffer.size == 0
+    assert buffer.held == 0
 
 
 def test_kept_a_batch_confirmed_in_part_is_replayed_in_part() -> None:
@@ -242,7 +242,7 @@ def test_kept_a_batch_confirmed_in_part_is_replayed_in_part() -> None:
     buffer.lost()
     assert buffer.frames == [pub(b"%d" % n) for n in (3, 4, 5, 6)]
     assert books(buffer) == {"accepted": 7, "sent": 3, "buffered": 4}
-    assert buffer.size == 4 * len(pub(b"0"))
+    assert buffer.held == 4 * len(pub(b"0"))
 
 
 # -- a link that dies at every byte of a batch -------------------------------------------
@@ -283,7 +283,7 @@ def test_lost_at_each_byte(keep: bool, offset: int) -> None:
             (taken if end <= offset else rest).append(frame)
     again = taken if keep else []
     assert buffer.frames == [*again, *rest, pub(b"newer")]
-    assert buffer.size == len(b"".join(buffer.frames))
+    assert buffer.held == len(b"".join(buffer.frames))
     assert buffer.uncertain == (0 if keep else len(taken))
     assert buffer.sent == 0
     assert buffer.pending_messages == len(buffer.frames)
@@ -304,9 +304,9 @@ def test_lost_twice_is_lost_once(keep: bool) -> None:
     write(buffer)
     publish(buffer, pub(b"x"))
     buffer.lost()
-    once = (list(buffer.frames), buffer.size, books(buffer))
+    once = (list(buffer.frames), buffer.held, books(buffer))
     buffer.lost()
-    assert (buffer.frames, buffer.size, books(buffer)) == once
+    assert (buffer.frames, buffer.held, books(buffer)) == once
 
 
 @each_keep
@@ -327,7 +327,7 @@ def test_confirmed_before_the_loss_is_sent_the_rest_uncertain() -> None:
     assert books(buffer) == {"accepted": 5, "sent": 5}
     buffer.lost()
     assert books(buffer) == {"accepted": 5, "sent": 2, "uncertain": 3}
-    assert (buffer.unconfirmed, buffer.size) == (0, 0)
+    assert (buffer.unconfirmed, buffer.held) == (0, 0)
 
 
 @each_keep
@@ -359,10 +359,10 @@ def test_restore_puts_control_frames_first(keep: bool) -> None:
     buffer.restore([b"SUB a 1\r\n", b"UNSUB 1 3\r\n"])
     publish(buffer, pub(b"2"))
     assert buffer.pending_messages == 2
-    assert buffer.size == len(b"SUB a 1\r\nUNSUB 1 3\r\n" + pub(b"1") + pub(b"2"))
+    assert buffer.held == len(b"SUB a 1\r\nUNSUB 1 3\r\n" + pub(b"1") + pub(b"2"))
     assert write(buffer) == b"SUB a 1\r\nUNSUB 1 3\r\n" + pub(b"1") + pub(b"2")
     buffer.confirm(2)
-    assert buffer.size == 0
+    assert buffer.held == 0
     assert books(buffer) == {"accepted": 2, "sent": 2, "replayed": 1}
 
 
@@ -396,7 +396,7 @@ def test_a_restore_that_never_reached_the_wire_leaves_no_trace(keep: bool) -> No
         buffer.restore([b"SUB a 1\r\n"])
     buffer.lost()
     assert buffer.frames == [pub(b"1")]
-    assert buffer.size == len(pub(b"1"))
+    assert buffer.held == len(pub(b"1"))
     assert books(buffer) == {"accepted": 1, "buffered": 1}
 
 
@@ -426,7 +426,7 @@ def test_milestones_of_a_restore(keep: bool, stride: int, expected: bytes) -> No
     assert positions == [
         expected[:at].count(b"P") for at, letter in enumerate(expected) if letter == ord("M")
     ]
-    assert buffer.size == sum(map(len, buffer.frames))
+    assert buffer.held == sum(map(len, buffer.frames))
     assert (buffer.pending_messages, buffer.buffered) == (3, 3)
     write(buffer)
     buffer.confirm(positions[0])
@@ -448,7 +448,7 @@ def test_evict_looks_at_headers_and_payload_not_at_the_frame(keep: bool) -> None
         publish(buffer, frame)
     assert buffer.evict(lambda frame: is_larger(frame, 30)) == [over, with_headers]
     assert buffer.frames == [fits, hpub(b"y" * 12)]
-    assert buffer.size == len(b"".join(buffer.frames))
+    assert buffer.held == len(b"".join(buffer.frames))
     assert books(buffer) == {"accepted": 4, "dropped": 2, "buffered": 2}
     assert buffer.evict(lambda frame: is_larger(frame, 30)) == []
 
@@ -466,7 +466,7 @@ def test_evict_first() -> None:
     publish(buffer, second)
     buffer.lost()
     assert buffer.evict_first() == first
-    assert (buffer.frames, buffer.size) == ([second], len(second))
+    assert (buffer.frames, buffer.held) == ([second], len(second))
     assert books(buffer) == {"accepted": 2, "dropped": 1, "buffered": 1}
 
 
@@ -490,7 +490,7 @@ def test_discard(keep: bool) -> None:
     publish(buffer, pub(b"pending"))
     buffer.lost()
     assert buffer.discard() == (4 if keep else 1)
-    assert (buffer.frames, buffer.size) == ([], 0)
+    assert (buffer.frames, buffer.held) == ([], 0)
     assert buffer.discard() == 0
     if keep:
         assert books(buffer) == {"accepted": 5, "sent": 1, "dropped": 4}
@@ -686,7 +686,7 @@ class Books(RuleBasedStateMachine):
                 messages += len(self.messages(batch))
                 if self.messages(batch) and messages > self.confirmed:
                     held += batch
-        assert self.buffer.size == sum(len(frame.wire) for frame in held)
+        assert self.buffer.held == sum(len(frame.wire) for frame in held)
 
 
 class KeepingBooks(Books):

@@ -38,7 +38,7 @@ class Desk:
         """As the flusher does."""
         self.buffer.take()
         self.buffer.written()
-        self.outbox.room_made()
+        self.outbox.bytes_moved()
 
 
 @pytest.fixture
@@ -314,3 +314,68 @@ def test_a_publisher_that_waits_when_the_link_is_lost(nats_server: NatsServer) -
     assert nats_server.varz()["in_msgs"] >= 100 - stats.uncertain
     conn.close()
     assert_books(conn)
+
+
+# -- what is kept until a PONG ------------------------------------------------------------------
+
+
+@pytest.fixture
+def keeper() -> Desk:
+    desk = Desk(reconnect_buf_size=3 * HIGH_WATER)
+    desk.buffer = OutboundBuffer(keep=True)
+    desk.outbox = Outbox(desk.buffer, 3 * HIGH_WATER)
+    desk.outbox.open()
+    desk.outbox.link()
+    return desk
+
+
+def confirm(desk: Desk) -> None:
+    """As a PONG behind everything does."""
+    desk.buffer.confirm(desk.buffer.position)
+    desk.outbox.bytes_moved()
+
+
+def test_kept_messages_leave_the_mark_to_the_unwritten_until_they_fill_the_buffer(
+    keeper: Desk,
+) -> None:
+    for written in (1, 2):
+        keeper.put(HIGH_WATER - 100)
+        with pytest.raises(errors.OutboundBufferLimitError):
+            keeper.put(101, timeout=0)
+        keeper.write()
+        assert (keeper.buffer.size, keeper.buffer.kept) == (0, written * (HIGH_WATER - 100))
+    keeper.put(HIGH_WATER)
+    keeper.write()
+    keeper.put(200)
+    with pytest.raises(errors.OutboundBufferLimitError) as info:
+        keeper.put(1, timeout=0)
+    assert info.value.buffered == info.value.limit == 3 * HIGH_WATER
+    keeper.write()
+    with pytest.raises(errors.OutboundBufferLimitError):
+        keeper.put(1, timeout=0)
+    waiting = gevent.spawn(keeper.put, 1)
+    gevent.sleep(0)
+    confirm(keeper)
+    waiting.get(timeout=5)
+    assert (keeper.buffer.size, keeper.buffer.kept) == (1, 0)
+
+
+def test_messages_over_the_mark_follow_each_other_without_a_confirmation(keeper: Desk) -> None:
+    for _ in range(2):
+        keeper.put(HIGH_WATER + 100, timeout=0)
+        keeper.write()
+    with pytest.raises(errors.OutboundBufferLimitError):
+        keeper.put(HIGH_WATER + 100, timeout=0)
+    confirm(keeper)
+    keeper.put(HIGH_WATER + 100, timeout=0)
+
+
+def test_an_outage_takes_what_the_buffer_takes_kept_messages_included(keeper: Desk) -> None:
+    keeper.put(HIGH_WATER)
+    keeper.write()
+    keeper.buffer.lost()
+    keeper.outbox.unlink()
+    assert (keeper.buffer.size, keeper.buffer.kept) == (HIGH_WATER, 0)
+    keeper.put(2 * HIGH_WATER)
+    with pytest.raises(errors.OutboundBufferLimitError):
+        keeper.put(1)
