@@ -1,16 +1,18 @@
-"""What is measured, how much of it, and what issue 2 asks for. A table; nothing runs here."""
+"""What is measured, how much of it, and what is asked for. A table; nothing runs here."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CASES", "CLIENTS", "OURS", "PEER", "Case", "Figure"]
+__all__ = ["CASES", "CLIENTS", "KEPT", "OURS", "PEER", "Case", "Figure"]
 
 OURS = "gnats"
+KEPT = "gnats, kept"  # with replay_unconfirmed: at least once
 PEER = "nats-py"
 #: Name to the module that is run, in the order of the table's columns.
 CLIENTS = {
     OURS: "benchmarks.clients.gnats_client",
+    KEPT: "benchmarks.clients.gnats_kept_client",
     PEER: "benchmarks.clients.natspy_client",
     "bare socket": "benchmarks.clients.socket_client",
 }
@@ -23,9 +25,10 @@ class Figure(NamedTuple):
     unit: str
     field: str  # of a result; "rate" is count / seconds, and "…/count" is per count
     scale: float  # from the field's unit to *unit*
-    target: float | None = None  # of ours ÷ peer
+    target: float | None = None  # of the ratio of ``pair``
     lower_is_better: bool = False
-    limit: float | None = None  # of ours alone, in *unit*, where issue 2 gives one
+    limit: float | None = None  # of ours alone, in *unit*
+    pair: tuple[str, str] = (OURS, PEER)  # the ratio is first ÷ second
 
 
 class Case(NamedTuple):
@@ -37,10 +40,27 @@ class Case(NamedTuple):
     figures: tuple[Figure, ...]
     fed: bool = False  # by the feeder
     answered: bool = False  # by the responder
+    cut: bool = False  # its link runs through the gate, which is shut and opened once
 
 
-_ALL = tuple(CLIENTS)
+_ALL = (OURS, PEER, "bare socket")
 _CPU = "µs/msg"
+
+
+def _return(name: str, count: int, what: str) -> Case:
+    """From the moment at which a server accepts again."""
+    return Case(
+        name,
+        count,
+        (OURS, KEPT, PEER),
+        (
+            Figure(f"return, {what}: first kept message", "ms", "first", 1e3, None, True),
+            Figure(f"return, {what}: reconnected_cb", "ms", "back", 1e3, None, True),
+            Figure(f"return, {what}: all confirmed", "ms", "confirmed", 1e3, None, True),
+        ),
+        cut=True,
+    )
+
 
 CASES = (
     Case(
@@ -50,6 +70,24 @@ CASES = (
         (
             Figure("publish", "msg/s", "rate", 1.0, target=3.0),
             Figure("publish, CPU", _CPU, "cpu/count", 1e6, lower_is_better=True),
+        ),
+    ),
+    Case(
+        "kept",
+        300_000,
+        (OURS, KEPT),
+        (
+            Figure("publish, kept ÷ default", "msg/s", "rate", 1.0, 0.85, pair=(KEPT, OURS)),
+            Figure(
+                "publish, kept ÷ default, CPU",
+                _CPU,
+                "cpu/count",
+                1e6,
+                None,
+                True,
+                None,
+                (KEPT, OURS),
+            ),
         ),
     ),
     Case(
@@ -98,4 +136,8 @@ CASES = (
         (OURS,),
         (Figure("restore {count:,} subscriptions", "ms", "seconds", 1e3, lower_is_better=True),),
     ),
+    _return("return-1", 1, "{count:,} subscriptions"),
+    _return("return-1000", 1_000, "{count:,} subscriptions"),
+    _return("return-20000", 20_000, "{count:,} subscriptions"),
+    _return("return-full", 1, "full 8 MiB buffer"),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any, NamedTuple, Optional
 
-from benchmarks.cases import CLIENTS, OURS, PEER, Case, Figure
+from benchmarks.cases import CLIENTS, OURS, Case, Figure
 
 __all__ = ["Line", "as_json", "lines_of", "table"]
 
@@ -19,7 +19,7 @@ class Line(NamedTuple):
     name: str
     figure: Figure
     rounds: dict[str, list[float]]
-    ratios: list[float]  # ours ÷ peer, one per round that both finished
+    ratios: list[float]  # of the figure's pair, one per round that both finished
 
     @property
     def medians(self) -> dict[str, float]:
@@ -64,7 +64,8 @@ def _line(figure: Figure, rounds: Rounds, count: int) -> Line:
     values = {
         client: [_value(figure, result) for result in results] for client, results in rounds.items()
     }
-    pairs = zip(values.get(OURS, []), values.get(PEER, []))
+    first, second = figure.pair
+    pairs = zip(values.get(first, []), values.get(second, []))
     ratios = [ours / peer for ours, peer in pairs if ours is not None and peer]
     known = {client: [v for v in each if v is not None] for client, each in values.items()}
     return Line(figure.name.format(count=count), figure, known, ratios)
@@ -82,6 +83,7 @@ def _value(figure: Figure, result: dict[str, Any] | None) -> float | None:
 
 def table(lines: Sequence[Line]) -> str:
     """Ratios first, then what each client reached."""
+    # The ratio is gnats ÷ nats-py where the line names no other pair.
     rows = [["gnats ÷ nats-py", "(rounds)", "target", "", "what", "unit", *CLIENTS]]
     for line in lines:
         rows.append(

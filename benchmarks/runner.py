@@ -90,10 +90,10 @@ def run(
     }
     with ExitStack() as stack:
         server = stack.enter_context(NatsServer())
-        helpers = Helpers(
-            _started(stack, "benchmarks.feeder", server.url),
-            _started(stack, "benchmarks.responder", server.url, SUBJECT + ".answered"),
-        )
+        feeder, _ = _started(stack, "benchmarks.feeder", server.url)
+        responder, _ = _started(stack, "benchmarks.responder", server.url, SUBJECT + ".answered")
+        gate, address = _started(stack, "benchmarks.gate", server.url)
+        helpers = Helpers(feeder, responder, gate, json.loads(address)["url"])
         for number in range(rounds):
             for case in cases:
                 for name in _turned(list(results[case.name]), number):
@@ -113,26 +113,49 @@ class Helpers(NamedTuple):
 
     feeder: Program
     responder: Program
+    gate: Program
+    gate_url: str
 
 
-def _started(stack: ExitStack, module: str, *args: str) -> Program:
+def _started(stack: ExitStack, module: str, *args: str) -> tuple[Program, str]:
+    """The program, and the line with which it said that it is ready."""
     program = stack.enter_context(closing(Program(module, *args)))
     with _bound(f"{module} is not ready"):
-        program.read()
-    return program
+        return program, program.read()
 
 
 def _measure(url: str, case: Case, module: str, count: int, helpers: Helpers) -> dict[str, Any]:
     subject = SUBJECT + (".answered" if case.answered else f".{case.name}")
+    url = helpers.gate_url if case.cut else url
     with closing(Program(module, case.name, url, subject, str(count))) as program:
         with _bound(f"no result within {PATIENCE:g} s"):
+            times: dict[str, float] = {}
             if case.fed:
                 program.read()
                 helpers.feeder.write(f"{subject} {count}")
                 helpers.feeder.read()
+            if case.cut:
+                times = _outage(program, helpers.gate)
             result: dict[str, Any] = json.loads(program.read())
             program.finish()
-    return result
+    opened = times.pop("opened", 0.0)
+    return {**result, **{name: at - opened for name, at in _moments(result, times)}}
+
+
+def _outage(program: Program, gate: Program) -> dict[str, float]:
+    """Shut the gate under a client, open it once the client's buffer is filled; when what was."""
+    program.read()
+    gate.write("shut")
+    gate.read()
+    program.read()
+    gate.write("open")
+    return {**json.loads(gate.read()), **json.loads(gate.read())}
+
+
+def _moments(result: dict[str, Any], times: dict[str, float]) -> list[tuple[str, float]]:
+    if not times:
+        return []
+    return [*times.items(), ("back", result["back"]), ("confirmed", result["confirmed"])]
 
 
 def _turned(names: list[str], number: int) -> list[str]:

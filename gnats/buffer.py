@@ -24,6 +24,11 @@ from collections.abc import Callable
 from .commands import is_message
 from .info import MAX_PAYLOAD_CEILING
 
+# What an outage has heaped up leaves in pieces: the first byte need not wait until 8 MiB are
+# joined, and the rest of the process not either. Twice what a link's high-water mark lets pile up.
+BATCH_CUT_ABOVE = 2 * 1024 * 1024
+BATCH_CUT_TO = 1024 * 1024
+
 
 class OutboundBuffer:
     """Pending frames, in order. Fields are public to ``Connection.publish`` only. Never
@@ -36,8 +41,12 @@ class OutboundBuffer:
         "_confirmed",
         "_controls",
         "_late",
+        "_restored",
         "_taken",
         "_unconfirmed",
+        "_whole",
+        "_whole_end",
+        "_whole_messages",
         "accepted",
         "accepted_bytes",
         "batches",
@@ -78,9 +87,13 @@ class OutboundBuffer:
         self._batch: list[bytes] = []
         self._batch_messages = 0
         self._batch_bytes = 0
+        self._whole = 0  # frames of the batch known to lie before ``offset``,
+        self._whole_messages = 0  # messages of those,
+        self._whole_end = 0  # and their bytes
         self._taken = 0  # position: messages the kernel took over this link
         self._confirmed = 0  # position: messages confirmed over this link
         self._late = 0  # messages at the head of ``frames`` that a restore put there
+        self._restored = 0  # frames of any kind that a restore put there, not written yet
         # (position at its end, batch, its bytes)
         self._unconfirmed: deque[tuple[int, list[bytes], int]] = deque()
 
@@ -97,13 +110,20 @@ class OutboundBuffer:
     # -- out: the flusher ----------------------------------------------------------------
 
     def take(self) -> bytes:
-        """Everything pending, joined; it stays held until ``written`` or ``lost``."""
+        """Everything pending, or the first megabyte or so of it, joined; it stays held until
+        ``written`` or ``lost``."""
         batch, self.frames = self.frames, []
+        controls, self._controls = self._controls, 0
+        if self.size > BATCH_CUT_ABOVE and len(batch) > 1:
+            count = max(1, len(batch) * BATCH_CUT_TO // self.size)
+            batch, self.frames = batch[:count], batch[count:]
+            if controls:
+                all_controls = controls
+                controls = count - sum(map(is_message, batch))
+                self._controls = all_controls - controls
         self._batch = batch
         self.batches += 1
-        self._batch_messages = len(batch) - self._controls
-        self._controls = 0
-        self.offset = 0
+        self._batch_messages = len(batch) - controls
         data = b"".join(batch)
         self._batch_bytes = len(data)
         return data
@@ -111,6 +131,7 @@ class OutboundBuffer:
     def written(self) -> None:
         """The kernel has taken the whole batch."""
         self._count_taken(self._batch_messages)
+        self._restored = max(0, self._restored - len(self._batch))
         self.size -= self._batch_bytes
         if self.keep and self._batch_messages:
             self._unconfirmed.append((self._taken, self._batch, self._batch_bytes))
@@ -137,7 +158,8 @@ class OutboundBuffer:
         if position > taken:
             # The PING stood in the batch that is being written: what lies before it has left.
             # No further, lest a server that answers unasked confirm what was never written.
-            taken += sum(map(is_message, self._batch[: self._whole_frames()]))
+            self._walk()
+            taken += self._whole_messages
         self._confirmed = max(self._confirmed, min(position, taken))
         self._let_go()
 
@@ -150,8 +172,9 @@ class OutboundBuffer:
 
     def lost(self) -> None:
         """The link is gone: settle what it took, make the rest pending again, in order."""
-        whole = self._whole_frames()
-        self._count_taken(sum(map(is_message, self._batch[:whole])))
+        self._walk()
+        whole = self._whole
+        self._count_taken(self._whole_messages)
         pending = self._batch[whole:] + self.frames
         if self.keep:
             pending = self._kept(self._batch[:whole]) + pending
@@ -166,7 +189,7 @@ class OutboundBuffer:
         self.size = sum(map(len, self.frames))
         self.kept = 0
         self._controls = 0
-        self._late = 0
+        self._late = self._restored = 0
         self.wake = None
 
     def restore(
@@ -189,11 +212,12 @@ class OutboundBuffer:
         self.size += pending_bytes
         if milestone is None:
             self.frames += pending
-            return
-        step = 1 if each else max(1, len(pending) * stride // max(1, pending_bytes))
-        for start in range(0, len(pending), step):
-            self.frames += pending[start : start + step]
-            milestone()
+        else:
+            step = 1 if each else max(1, len(pending) * stride // max(1, pending_bytes))
+            for start in range(0, len(pending), step):
+                self.frames += pending[start : start + step]
+                milestone()
+        self._restored = len(self.frames)
 
     def evict(self, is_unfit: Callable[[bytes], bool]) -> list[bytes]:
         """Drop the pending messages that the next server would close the link for; returns them."""
@@ -224,6 +248,11 @@ class OutboundBuffer:
         """Bytes of all frames here."""
         return self.size + self.kept
 
+    @property
+    def restoring(self) -> bool:
+        """Whether some of what ``restore`` put in front is not written yet."""
+        return self._restored > 0
+
     # -- the books -----------------------------------------------------------------------
 
     @property
@@ -249,14 +278,15 @@ class OutboundBuffer:
         self._late -= late
         self.replayed += late
 
-    def _whole_frames(self) -> int:
-        """How many frames of the batch lie wholly before ``offset``."""
-        end = 0
-        for index, frame in enumerate(self._batch):
-            end += len(frame)
-            if end > self.offset:
-                return index
-        return len(self._batch)
+    def _walk(self) -> None:
+        """Count the frames of the batch that lie wholly before ``offset``, from where the last
+        walk ended: a PONG may come for every few frames of a batch that is slow to leave."""
+        batch, whole, end = self._batch, self._whole, self._whole_end
+        while whole < len(batch) and end + len(batch[whole]) <= self.offset:
+            end += len(batch[whole])
+            self._whole_messages += is_message(batch[whole])
+            whole += 1
+        self._whole, self._whole_end = whole, end
 
     def _kept(self, whole: list[bytes]) -> list[bytes]:
         """The message frames that this link took and no PONG has confirmed, in order; *whole*
@@ -271,3 +301,4 @@ class OutboundBuffer:
         self._batch_messages = 0
         self._batch_bytes = 0
         self.offset = 0
+        self._whole = self._whole_messages = self._whole_end = 0

@@ -22,8 +22,9 @@ ConnectFields = Callable[[ServerInfo], "dict[str, Any]"]
 class Handshake:
     """Feed it what the server sends, send what it returns, until ``done``.
 
-    Raises the error that fits: ProtocolError, AuthorizationError, SecureConnRequiredError, or
-    whatever *connect_fields* raises. Switches only where *connect_fields* does.
+    Raises the error that fits: ProtocolError, SecureConnRequiredError, what an -ERR means
+    (AuthorizationError, ...: see ``refusals``), or whatever *connect_fields* raises. Switches
+    only where *connect_fields* does.
     """
 
     def __init__(self, parser: Parser, connect_fields: ConnectFields) -> None:
@@ -51,16 +52,16 @@ class Handshake:
             raise
 
     def _walk(self, events: list[Event]) -> bytes:
-        out = b""
+        out = []  # joined once: a chunk may hold thousands of PINGs
         opening = self.info is None  # our PING is not out before this walk is over
         for position, event in enumerate(events):
             if opening and self.info is not None and isinstance(event, Pong):
                 raise ProtocolError("a PONG came for a PING that had not been sent yet")
-            out += self._on_event(event)
+            out.append(self._on_event(event))
             if self.done:
                 self.early = events[position + 1 :]
                 break
-        return out
+        return b"".join(out)
 
     def _on_event(self, event: Event) -> bytes:
         if isinstance(event, Err):

@@ -122,12 +122,18 @@ def check_header(name: str, value: str) -> None:
     """Refuse what would break the header block. Raises HeaderError."""
     if not isinstance(name, str) or not _NAME.match(name):
         raise HeaderError(
-            f"bad header name {name!r}: visible ASCII characters are needed, without spaces or ':'"
+            f"bad header name {_shown(name)}: visible ASCII characters are needed, "
+            "without spaces or ':'"
         )
     if not isinstance(value, str):
-        raise HeaderError(f"header {name!r}: a str is needed, not {type(value).__name__}")
+        raise HeaderError(f"header {_shown(name)}: a str is needed, not {type(value).__name__}")
     if _VALUE_FORBIDDEN.search(value):
-        raise HeaderError(f"header {name!r}: the value holds a line break or a NUL")
+        raise HeaderError(f"header {_shown(name)}: the value holds a line break or a NUL")
+
+
+def _shown(name: object) -> str:
+    # A name that a peer has sent may be as long as a message.
+    return f"{name!r:.100}"
 
 
 def encode_headers(source: HeaderSource) -> bytes:

@@ -58,7 +58,8 @@ _KINDS: dict[str, type] = {
 def parse_info(line: bytes) -> ServerInfo:
     """Read the JSON behind INFO. Raises ProtocolError: no JSON, or a field of a wrong type."""
     try:
-        raw = json.loads(line, parse_int=_small_int)
+        # Decoded here: json would guess UTF-16 and UTF-32, and let half a surrogate pair through.
+        raw = json.loads(line.decode(), parse_int=_small_int)
     except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"INFO is not JSON: {type(exc).__name__}") from None
     if not isinstance(raw, dict):

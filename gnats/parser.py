@@ -9,8 +9,9 @@ has arrived is held. Linear: bytes are joined once a frame can be complete, neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import NamedTuple, Union
+from typing import NamedTuple, NoReturn, Union
 
 from .errors import ProtocolError
 from .info import MAX_PAYLOAD_CEILING, ServerInfo, parse_info
@@ -62,6 +63,10 @@ _LONGEST_LINE_KEPT = 256
 # a time must not cost us an object per dribble.
 _SMALL_CHUNK = 4096
 
+_SHOWN = 40  # bytes of a line that an error quotes
+
+_BLANKS = re.compile(rb"[ \t]+")
+
 
 class Parser:
     """One link's parser; a new link needs a new one. Never switches."""
@@ -87,6 +92,8 @@ class Parser:
         completed before the fault; the parser is of no use after that.
         """
         if self._chunks:
+            if not data:
+                return []
             self._hold(data)
             if not self._may_be_complete(data):
                 return []
@@ -117,13 +124,16 @@ class Parser:
             return True
         if self._have > self._limit:
             # The last byte may be the carriage return that ends the line.
-            _check_length(self._start(), self._have - 1)
-            self._limit = MAX_INFO_LINE + 1
+            length = self._have - data.endswith(b"\r")
+            _check_length(self._start(), length)
+            if length > MAX_CONTROL_LINE:
+                self._limit = MAX_INFO_LINE  # it is an INFO
         return False
 
     def _start(self) -> bytes:
-        """The first bytes held, whatever the chunks: enough to tell INFO from the others."""
-        return b"".join(chunk[:4] for chunk in self._chunks[:5])[:4]
+        """The first bytes held, whatever the chunks: enough to tell INFO from the others. Behind
+        the first there is a small one, or one that is large enough by itself."""
+        return b"".join(chunk[:_SHOWN] for chunk in self._chunks[:3])[:_SHOWN]
 
     def _parse(self, data: bytes, events: list[Event]) -> None:
         position, length = 0, len(data)
@@ -148,7 +158,7 @@ class Parser:
                 self._keep(data, position, end + 2 - position)
                 return
             if data[end] != 13 or data[end + 1] != 10:
-                raise ProtocolError(f"a message on {subject!r} is longer than it announced")
+                raise ProtocolError(f"a message is longer than it announced: {line[:80]!r}")
             if block_size < 0:
                 append(Msg(subject, sid, reply, None, data[start:end]))
             else:
@@ -162,29 +172,33 @@ class Parser:
         self._chunks = [rest]
         self._have = len(rest)
         self._need = need
-        self._limit = MAX_CONTROL_LINE + 1
+        self._limit = MAX_CONTROL_LINE
 
     def _check_unfinished(self, data: bytes, position: int) -> None:
-        start = data[position : position + 40]
-        if data.find(b"\n", position) >= 0:
-            raise ProtocolError(f"a control line ends without a carriage return: {start!r}")
+        feed = data.find(b"\n", position)
+        if feed >= 0:
+            _refuse_line_feed(data[position : feed + 1])
+        start = data[position : position + _SHOWN]
         _check_length(start, len(data) - position - data.endswith(b"\r"))
 
     def _read_line(self, line: bytes, append: Callable[[Event], None]) -> _Head | None:
         """A message's head; or None, and the line's event is appended."""
-        if b"\n" in line or b"\r" in line:
-            raise ProtocolError(f"a lone line feed or carriage return: {line[:40]!r}")
-        words = line.split(None, 1)
+        if 10 in line:
+            _refuse_line_feed(line[: line.find(b"\n") + 1])
+        _check_length(line, len(line))
+        # The server parts words at blanks and tabs only. What else bytes.split() takes for blank
+        # may stand in a subject that another client has published to.
+        split = _split if 13 in line or 11 in line or 12 in line else bytes.split
+        words = split(line, None, 1)
         operation = words[0].upper() if words else b""
         rest = words[1] if len(words) == 2 else b""
         if operation == b"MSG":
-            head = self._read_msg(line, rest.split())
+            head = self._read_msg(line, split(rest))
         elif operation == b"HMSG":
-            head = self._read_hmsg(line, rest.split())
+            head = self._read_hmsg(line, split(rest))
         else:
             append(self._read_control(operation, rest, line))
             return None
-        _check_length(line, len(line))
         if not head[2] and len(line) <= _LONGEST_LINE_KEPT:
             if len(self._lines) >= _LINES_KEPT:
                 self._lines.clear()  # replies have a line each: they must not fill it for good
@@ -192,7 +206,8 @@ class Parser:
         return head
 
     def _read_control(self, operation: bytes, rest: bytes, line: bytes) -> Event:
-        _check_length(line, len(line))
+        if 13 in line:
+            raise ProtocolError(f"a lone carriage return: {line[:_SHOWN]!r}")
         if operation == b"PING":
             return _PING
         if operation == b"PONG":
@@ -203,7 +218,7 @@ class Parser:
             return Err(rest.decode("utf-8", "replace").strip().strip("'"))
         if operation == b"INFO":
             return Info(parse_info(rest))
-        raise ProtocolError(f"unknown operation {line[:40]!r}")
+        raise ProtocolError(f"unknown operation {line[:_SHOWN]!r}")
 
     def _read_msg(self, line: bytes, words: list[bytes]) -> _Head:
         if len(words) == 3:
@@ -242,16 +257,30 @@ class Parser:
             )
         if block_size > total:
             raise ProtocolError(f"headers larger than their message: {line[:80]!r}")
-        try:
-            return subject.decode(), _number(sid, line), reply.decode(), block_size, total
-        except UnicodeDecodeError:
-            raise ProtocolError(f"a subject is not UTF-8: {line[:80]!r}") from None
+        return _text(subject), _number(sid, line), _text(reply), block_size, total
 
 
 def _check_length(start: bytes, length: int) -> None:
     """Refuse a line of *length* bytes that is too long for what its *start* says it is."""
     if length > MAX_CONTROL_LINE and (length > MAX_INFO_LINE or start[:4].upper() != b"INFO"):
-        raise ProtocolError(f"a control line is over its limit of bytes: {start[:40]!r}…")
+        raise ProtocolError(f"a control line is over its limit of bytes: {start[:_SHOWN]!r}…")
+
+
+def _refuse_line_feed(line: bytes) -> NoReturn:
+    """Refuse a *line* up to its line feed, in the same words whatever has come behind it."""
+    _check_length(line, len(line) - 1)  # where that comes first, it is what others would see
+    raise ProtocolError(f"a control line ends without a carriage return: {line[:_SHOWN]!r}")
+
+
+def _split(line: bytes, _: None = None, most: int = 0) -> list[bytes]:
+    """``bytes.split`` at blanks and tabs, and nothing else."""
+    return _BLANKS.split(line.strip(b" \t"), most)
+
+
+def _text(name: bytes) -> str:
+    # Subjects are UTF-8, but the server passes on what a client publishes, and one client must not
+    # end the links of the others. As with headers, what is no UTF-8 is kept, and cannot be sent.
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _number(digits: bytes, line: bytes) -> int:

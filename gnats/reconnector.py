@@ -284,7 +284,7 @@ class Reconnector:
         """Until the pending messages have been written, or the link fails under them."""
         if not self._outbox.buffer.frames:
             return
-        while not session.written and session.exit.cause is None and self._closing is None:
+        while not session.restored and session.exit.cause is None and self._closing is None:
             self._bell.listen(None)
 
     def _outlive(self, session: Session) -> bool:

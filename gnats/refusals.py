@@ -68,8 +68,11 @@ _PERMISSION = re.compile(
     r"permissions violation for (?P<operation>publish|subscription)"
     r"(?: with reply of)? (?:to )?\"(?P<subject>(?:[^\"\\]|\\.)*)\""
     r"(?: using queue \"(?P<queue>(?:[^\"\\]|\\.)*)\")?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
+# A name is quoted as Go's %q does it. The last is a backslash or a quote, or what %q never writes.
+_ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:0[0-9a-f]|10)[0-9a-f]{4})|(.))")
+_CONTROLS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 def read_refusal(text: str) -> Refusal:
@@ -105,5 +108,10 @@ def blames_a_frame(cause: Exception) -> bool:
 
 
 def _unquote(quoted: str) -> str:
-    """Undo the backslashes with which the server writes a quote or a backslash of a name."""
-    return re.sub(r"\\(.)", r"\1", quoted)
+    """The name that the server has quoted: it must be the one that we know it by."""
+    return _ESCAPED.sub(_unescape, quoted)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    code = match[1] or match[2] or match[3]
+    return chr(int(code, 16)) if code else _CONTROLS.get(match[4], match[4])

@@ -122,7 +122,7 @@ class Session:
         max_pings_out: int,
         on_info: Callable[[Session, ServerInfo], None],
         on_err: Callable[[Session, str], None],
-        on_first_write: Callable[[], None],
+        on_restored: Callable[[], None],
         on_room: Callable[[], None],
         on_exit: Callable[[], None],
     ) -> None:
@@ -131,13 +131,14 @@ class Session:
         self.generation = generation
         self.exit = ExitSignal(on_exit)
         self.pings = Pings(buffer, on_room)
-        self.written = False  # a first batch, the replay included, has left
+        self.restored = False  # all that the link had to be told first has left
         self.lame_duck = False
         self._last_words: tuple[int, Exception] | None = None
         self.lifetime = 0.0  # seconds; known once it is closed
         self._began = time.monotonic()
         self._opened = opened
-        self._on_first_write = on_first_write
+        self._buffer = buffer
+        self._on_restored = on_restored
         self._on_room = on_room
         self._reader = Reader(
             opened.transport,
@@ -199,9 +200,9 @@ class Session:
 
     def _wrote(self) -> None:
         self._on_room()
-        if not self.written:
-            self.written = True
-            self._on_first_write()
+        if not self.restored and not self._buffer.restoring:
+            self.restored = True
+            self._on_restored()
 
     def _ended(self, _: object) -> None:
         """In the hub: a greenlet of the link is no more. Without it the link is none, whoever

@@ -12,6 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import gnats.buffer
+from gnats import commands
 from gnats.buffer import OutboundBuffer
 from gnats.commands import is_larger
 
@@ -510,6 +512,7 @@ class Books(RuleBasedStateMachine):
     """A buffer, and beside it lists of single frames that know what became of each."""
 
     keep = False
+    cut = False
 
     @initialize()
     def begin(self) -> None:
@@ -524,6 +527,7 @@ class Books(RuleBasedStateMachine):
         self.settled = self.uncertain = self.dropped = self.replayed = 0
         self.late: set[bytes] = set()
         self.pings: list[int] = []
+        self.restored = 0  # frames of the last restore that are not written yet
 
     # what the model knows
 
@@ -589,8 +593,13 @@ class Books(RuleBasedStateMachine):
     @precondition(lambda self: self.linked and self.batch is None)
     @rule()
     def take(self) -> None:
-        assert self.buffer.take() == b"".join(frame.wire for frame in self.pending)
-        self.batch, self.pending, self.offset = self.pending, [], 0
+        data = self.buffer.take()
+        taken = 0
+        while sum(len(frame.wire) for frame in self.pending[:taken]) < len(data):
+            taken += 1
+        self.batch, self.pending, self.offset = self.pending[:taken], self.pending[taken:], 0
+        assert data == b"".join(frame.wire for frame in self.batch)
+        assert not self.pending or (self.batch and self.cut)
 
     @precondition(lambda self: self.batch is not None)
     @rule(share=st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]))
@@ -606,6 +615,8 @@ class Books(RuleBasedStateMachine):
         self.buffer.offset = sum(len(frame.wire) for frame in self.batch)
         self.buffer.written()
         self.count_late(self.batch)
+        self.restored = max(0, self.restored - len(self.batch))
+        assert self.buffer.restoring == (self.restored > 0)
         self.taken.append(self.batch)
         self.batch, self.offset = None, 0
 
@@ -625,17 +636,37 @@ class Books(RuleBasedStateMachine):
             self.uncertain += len(unconfirmed)
         self.pending = self.messages(rest)
         self.batch, self.offset, self.taken, self.confirmed = None, 0, [], 0
-        self.pings, self.late, self.linked = [], set(), False
+        self.pings, self.late, self.linked, self.restored = [], set(), False, 0
         assert self.buffer.frames == [frame.wire for frame in self.pending]
 
     @precondition(lambda self: not self.linked)
-    @rule(subscriptions=st.integers(0, 3))
-    def restore(self, subscriptions: int) -> None:
+    @rule(subscriptions=st.integers(0, 3), stride=st.sampled_from([None, 0, 30, 100]))
+    def restore(self, subscriptions: int, stride: int | None) -> None:
         frames = [b"SUB s %d\r\n" % n for n in range(subscriptions)]
-        self.buffer.restore(list(frames))
-        self.late = {frame.wire for frame in self.pending}
-        self.pending = [Frame(frame, False) for frame in frames] + self.pending
+        pending, self.pending = self.pending, []
         self.linked = True
+        told = []
+
+        def milestone() -> None:
+            position = self.buffer.position
+            assert position == sum(map(commands.is_message, self.buffer.frames))
+            told.append((len(self.buffer.frames), position))
+            self.buffer.append_control(b"PING\r\n")
+
+        if stride is None:
+            self.buffer.restore(list(frames))
+        else:
+            self.buffer.restore(list(frames), milestone, stride)
+        self.late = {frame.wire for frame in pending}
+        rest = [Frame(frame, False) for frame in frames] + pending
+        for at, position in told:
+            while len(self.pending) < at:
+                self.pending.append(rest.pop(0))
+            self.pending.append(Frame(b"PING\r\n", False))
+            self.pings.append(position)
+        self.pending += rest
+        assert self.buffer.frames == [frame.wire for frame in self.pending]
+        self.restored = len(self.pending)
 
     @precondition(lambda self: not self.linked)
     @rule(max_payload=st.integers(1, 60))
@@ -693,8 +724,35 @@ class KeepingBooks(Books):
     keep = True
 
 
+class _Cut:
+    """A large outage in small: batches are cut at 60 bytes."""
+
+    cut = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(gnats.buffer, "BATCH_CUT_ABOVE", 100)
+        self._patch.setattr(gnats.buffer, "BATCH_CUT_TO", 60)
+
+    def teardown(self) -> None:
+        self._patch.undo()
+
+
+class CutBooks(_Cut, Books):
+    pass
+
+
+class CutKeepingBooks(_Cut, KeepingBooks):
+    pass
+
+
 _walk = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestBooks = Books.TestCase
 TestBooks.settings = _walk
 TestKeepingBooks = KeepingBooks.TestCase
 TestKeepingBooks.settings = _walk
+TestCutBooks = CutBooks.TestCase
+TestCutBooks.settings = _walk
+TestCutKeepingBooks = CutKeepingBooks.TestCase
+TestCutKeepingBooks.settings = _walk

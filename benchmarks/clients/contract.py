@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 # Requests under load may take long on a busy machine; a lost one must not hang the run.
 REQUEST_TIMEOUT = 10.0
 CONCURRENT = 100
+# Seconds between two attempts, the same for all, so that they differ in what they do then.
+RECONNECT_WAIT = 0.01
 # Part of the count that goes first and is not measured: caches, the inbox, the specialising
 # interpreter.
 WARM_UP = 0.05

@@ -14,6 +14,7 @@ from gevent.event import AsyncResult, Event
 import gnats
 from benchmarks.clients.contract import (
     CONCURRENT,
+    RECONNECT_WAIT,
     REQUEST_TIMEOUT,
     Job,
     Stopwatch,
@@ -25,6 +26,11 @@ from benchmarks.clients.contract import (
 from benchmarks.wire import PAYLOAD
 
 _PATIENCE = 60.0  # seconds for any one wait
+RECONNECT: dict[str, Any] = {
+    "max_reconnect": -1,
+    "reconnect_wait": RECONNECT_WAIT,
+    "reconnect_jitter": 0.0,
+}
 
 
 def publish(conn: gnats.Connection, task: Job) -> dict[str, Any]:
@@ -116,6 +122,27 @@ def restore(conn: gnats.Connection, task: Job) -> dict[str, Any]:
     return result
 
 
+def outage(conn: gnats.Connection, task: Job, full: bool) -> dict[str, Any]:
+    """An outage: subscriptions to restore, messages kept meanwhile, and when all is well again."""
+    subscribe_many(conn, task, "returning", task.count)
+    say(ready=True)
+    conn.wait_for_status("reconnecting", _PATIENCE)
+    reconnects = conn.stats.reconnects
+    kept = 0
+    try:
+        while kept == 0 or full:
+            conn.publish(task.subject, PAYLOAD)
+            kept += 1
+    except gnats.errors.OutboundBufferLimitError:
+        pass
+    say(kept=kept)
+    while conn.stats.reconnects == reconnects:
+        gevent.sleep(0.0005)
+    conn.flush(_PATIENCE)
+    confirmed = time.monotonic()
+    return {"back": RETURNED.get(timeout=_PATIENCE), "confirmed": confirmed, "count": kept}
+
+
 def subscribe_many(conn: gnats.Connection, task: Job, group: str, count: int) -> None:
     for number in range(count):
         conn.subscribe(f"{task.subject}.{group}.{number}", cb=ignore)
@@ -133,14 +160,23 @@ CASES = {
     "serial": serial,
     "concurrent": concurrent,
     "memory": memory,
+    "kept": publish,
     "restore": restore,
+    "return-1": lambda conn, task: outage(conn, task, full=False),
+    "return-1000": lambda conn, task: outage(conn, task, full=False),
+    "return-20000": lambda conn, task: outage(conn, task, full=False),
+    "return-full": lambda conn, task: outage(conn, task, full=True),
 }
 
+#: When reconnected_cb was called.
+RETURNED: AsyncResult[float] = AsyncResult()
 
-def main() -> None:
+
+def main(**options: Any) -> None:
     task = job()
-    logging.getLogger("gnats").setLevel(logging.ERROR)  # the loss in "restore" is meant
-    with gnats.connect(task.url) as conn:
+    logging.getLogger("gnats").setLevel(logging.ERROR)  # the losses are meant
+    options["reconnected_cb"] = lambda _: RETURNED.set(time.monotonic())
+    with gnats.connect(task.url, **RECONNECT, **options) as conn:
         say(**CASES[task.case](conn, task))
 
 

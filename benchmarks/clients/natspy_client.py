@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 
 from benchmarks.clients.contract import (
     CONCURRENT,
+    RECONNECT_WAIT,
     REQUEST_TIMEOUT,
     Job,
     Stopwatch,
@@ -97,6 +98,26 @@ async def memory(client: Client, task: Job) -> dict[str, Any]:
     return {"count": task.count, "rss": grown / task.count, "traced": traced / task.count}
 
 
+async def outage(client: Client, task: Job, full: bool) -> dict[str, Any]:
+    """An outage: subscriptions to restore, messages kept meanwhile, and when all is well again."""
+    await subscribe_many(client, task, "returning", task.count)
+    say(ready=True)
+    while not client.is_reconnecting:
+        await asyncio.sleep(0.0005)
+    kept = 0
+    try:
+        while kept == 0 or full:
+            await client.publish(task.subject, PAYLOAD)
+            kept += 1
+    except nats.errors.OutboundBufferLimitError:
+        pass
+    say(kept=kept)
+    while not returned:
+        await asyncio.sleep(0.0005)
+    await client.flush(_PATIENCE)
+    return {"back": returned[0], "confirmed": time.monotonic(), "count": kept}
+
+
 async def subscribe_many(client: Client, task: Job, group: str, count: int) -> None:
     for number in range(count):
         await client.subscribe(f"{task.subject}.{group}.{number}", cb=ignore)
@@ -114,12 +135,34 @@ CASES = {
     "serial": serial,
     "concurrent": concurrent,
     "memory": memory,
+    "return-1": lambda client, task: outage(client, task, full=False),
+    "return-1000": lambda client, task: outage(client, task, full=False),
+    "return-20000": lambda client, task: outage(client, task, full=False),
+    "return-full": lambda client, task: outage(client, task, full=True),
 }
+
+#: When reconnected_cb was called.
+returned: list[float] = []
+
+
+async def on_reconnected() -> None:
+    returned.append(time.monotonic())
+
+
+async def on_error(_: Exception) -> None:
+    """The losses are meant."""
 
 
 async def main() -> None:
     task = job()
-    client = await nats.connect(task.url)
+    client = await nats.connect(
+        task.url,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_WAIT,
+        pending_size=8 * 1024 * 1024,  # what gnats takes by default
+        reconnected_cb=on_reconnected,
+        error_cb=on_error,
+    )
     say(**await CASES[task.case](client, task))
     # Not drain(): it waits for the 20,000 tasks of the memory case one by one.
     await client.close()
