@@ -91,6 +91,8 @@ def is_refused(port):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # it was just dying, with our connection still in its queue
     return False
 
 
