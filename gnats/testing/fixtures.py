@@ -10,9 +10,10 @@ import pytest
 
 from gnats.testing.clusters import NatsCluster
 from gnats.testing.fake import FakeServer, Handler
+from gnats.testing.proxy import ChaosProxy
 from gnats.testing.servers import NatsServer
 
-__all__ = ["fake_server", "nats_cluster", "nats_server", "shared_nats_server"]
+__all__ = ["chaos_proxy", "fake_server", "nats_cluster", "nats_server", "shared_nats_server"]
 
 
 @pytest.fixture
@@ -46,5 +47,19 @@ def fake_server() -> Iterator[Callable[..., FakeServer]]:
 
         def make(handler: Handler | Sequence[Handler] | None = None, **options: Any) -> FakeServer:
             return servers.enter_context(FakeServer(handler, **options))
+
+        yield make
+
+
+@pytest.fixture
+def chaos_proxy() -> Iterator[Callable[..., ChaosProxy]]:
+    """A factory of listening `ChaosProxy`s: call it as the class; all are stopped afterwards.
+
+    The test fails when an `on_link` callback failed.
+    """
+    with ExitStack() as proxies:
+
+        def make(target: str, *args: Any, **options: Any) -> ChaosProxy:
+            return proxies.enter_context(ChaosProxy(target, *args, **options))
 
         yield make
