@@ -309,6 +309,14 @@ def test_what_a_hostile_peer_sent_is_read_but_not_sent_on(block: bytes) -> None:
         encode_headers(dict(headers.pairs()))
 
 
+@pytest.mark.parametrize("line", [b"\xff" * 10_000 + b": x", b"n" * 10_000 + b": x\0"])
+def test_the_error_about_a_peers_header_is_short(line: bytes) -> None:
+    headers = decode_headers(b"NATS/1.0\r\n" + line + b"\r\n\r\n")
+    with pytest.raises(HeaderError) as caught:
+        encode_headers(headers)
+    assert len(str(caught.value)) < 300
+
+
 @given(st.binary(max_size=100))
 def test_any_block_is_read_or_refused(tail: bytes) -> None:
     for block in (tail, b"NATS/1.0" + tail, b"NATS/1.0\r\n" + tail):

@@ -131,6 +131,9 @@ def test_empty_chunks_are_nothing(make: MakeParser) -> None:
     parser = make()
     assert parser.feed(b"") == []
     assert feed(parser, [b"", b"PI", b"", b"", b"NG\r\n", b""]) == ([PING], False)
+    line = b"INFO {%b}" % (b" " * (MAX_INFO_LINE - 7))
+    events, refused = feed(make(), [line[:4], line[4:] + b"\r", b"", b"", b"\n"])
+    assert (len(events), refused) == (1, False)
 
 
 @each_parser
@@ -210,10 +213,46 @@ def test_the_error_carries_what_came_before_in_the_same_bytes(make: MakeParser) 
 
 @each_parser
 def test_the_error_is_short_however_long_the_input(make: MakeParser) -> None:
-    for wire in (b"X" * 60_000 + b"\r\n", b"MSG a 1 " + b"9" * 60_000 + b"\r\n", b"Y" * 10**6):
+    for wire in (
+        b"X" * 60_000 + b"\r\n",
+        b"MSG a 1 " + b"9" * 60_000 + b"\r\n",
+        b"MSG %b 1 0\r\nxx" % (b"s" * 60_000),
+        b"Y" * 10**6,
+    ):
         with pytest.raises(ProtocolError) as caught:
             make().feed(wire)
         assert len(str(caught.value)) < 300
+
+
+def _words_of(make: MakeParser, chunks: Iterable[bytes]) -> str:
+    parser = make()
+    with pytest.raises(ProtocolError) as caught:
+        for chunk in chunks:
+            parser.feed(chunk)
+    return str(caught.value)
+
+
+@each_parser
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"XXXX\nPING\r\n",
+        b"PI\rNG\nPING\r\n",
+        b"MSG a 1 2\nhi\r\n",
+        b"MSG %b\nb 1 2\r\nhi\r\n" % (b"s" * 300),
+        b"MSG a %b x\r\nhi\r\n" % (b"1" * MAX_CONTROL_LINE),
+        b"X" * (MAX_CONTROL_LINE + 1),
+        b"X" * MAX_CONTROL_LINE + b"\r.\n",
+        b"X" * 2 * MAX_CONTROL_LINE + b"\n",
+        b"INFO" + b" " * (MAX_INFO_LINE - 3),
+    ],
+    ids=lambda wire: repr(wire[:12]),
+)
+def test_the_error_says_the_same_in_all_chunks(make: MakeParser, wire: bytes) -> None:
+    words = _words_of(make, [wire])
+    assert _words_of(make, singly(wire)) == words
+    assert _words_of(make, cut(wire, [3, 9000])) == words
+    assert _words_of(make, cut(wire, [len(wire) - 1])) == words
 
 
 _FRAGMENTS = st.sampled_from(

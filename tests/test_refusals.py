@@ -101,6 +101,11 @@ def test_permissions(text: str, operation: str, subject: str, queue: str) -> Non
         (r'"a\"b"', 'a"b'),
         (r'"a\\b"', "a\\b"),
         (r'"\"\\\""', '"\\"'),
+        (r'"a\u200bb"', "a\u200bb"),
+        (r'"a\u00ad\u00AD"', "a\xadu00AD"),  # Go writes small hexadecimal digits
+        (r'"\U000e0001\ufeff"', "\U000e0001\ufeff"),
+        (r'"\x01\x7f\a\b\f\n\r\t\v"', "\x01\x7f\a\b\f\n\r\t\v"),
+        (r'"\Uffffffff\u12\xg\q"', "Uffffffffu12xgq"),
     ],
 )
 def test_a_subject_that_the_server_quotes_as_go_does(quoted: str, subject: str) -> None:
@@ -109,6 +114,19 @@ def test_a_subject_that_the_server_quotes_as_go_does(quoted: str, subject: str) 
     error, _ = read_refusal(text)
     assert isinstance(error, PermissionsError)
     assert (error.subject, error.queue) == (subject, "q")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Permissions Violation for publi\u017fh to "a"',
+        'Permissions Violation for Subscr\u0131ption to "a"',
+    ],
+)
+def test_letters_that_are_the_same_but_for_their_case_in_unicode_only(text: str) -> None:
+    error, _ = read_refusal(text)
+    assert isinstance(error, PermissionsError)
+    assert error.operation == ""
 
 
 def test_a_subject_that_looks_like_other_words() -> None:

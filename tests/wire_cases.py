@@ -81,6 +81,20 @@ GOOD = [
         b"MSG a 1 r 1\r\nx\r\nMSG a 1 r 1\r\ny\r\n",
         [msg("a", 1, b"x", "r"), msg("a", 1, b"y", "r")],
     ),
+    # -- names that no good client publishes to: the server passes them on as they are
+    Case("subject not UTF-8", b"MSG \xff\xfe 1 0\r\n\r\n", [msg("\udcff\udcfe", 1, b"")]),
+    Case("reply not UTF-8", b"MSG a 1 \xff 0\r\n\r\n", [msg("a", 1, b"", "\udcff")]),
+    Case("subject with VT", b"MSG a\x0b99 1 2\r\nhi\r\n", [msg("a\x0b99", 1, b"hi")]),
+    Case("subject with FF", b"MSG a\x0c99 1 2\r\nhi\r\n", [msg("a\x0c99", 1, b"hi")]),
+    Case("subject with CR", b"MSG a\r99 1 2\r\nhi\r\n", [msg("a\r99", 1, b"hi")]),
+    Case("subject with NUL", b"MSG a\x00 1 2\r\nhi\r\n", [msg("a\x00", 1, b"hi")]),
+    Case("subject of VT", b"MSG \x0b\t1 \t2 \r\nhi\r\n", [msg("\x0b", 1, b"hi")]),
+    Case("reply with VT", b"MSG a 1 b\x0b7 2\r\nhi\r\n", [msg("a", 1, b"hi", "b\x0b7")]),
+    Case(
+        "hmsg of odd names",
+        b"HMSG \r\x0b 1 \xe9\x0c 16 18\r\n" + _STATUS + b"hi\r\n",
+        [hmsg("\r\x0b", 1, _STATUS, b"hi", "\udce9\x0c")],
+    ),
     # -- HMSG
     Case("hmsg", b"HMSG a 1 18 20\r\n" + _BLOCK + b"hi\r\n", [hmsg("a", 1, _BLOCK, b"hi")]),
     Case(
@@ -89,6 +103,7 @@ GOOD = [
         [hmsg("a", 1, _BLOCK, b"hi", "r.x")],
     ),
     Case("hmsg empty body", b"HMSG a 1 18 18\r\n" + _BLOCK + b"\r\n", [hmsg("a", 1, _BLOCK, b"")]),
+    Case("hmsg without a block", b"HMSG a 1 0 2\r\nhi\r\n", [hmsg("a", 1, b"", b"hi")]),
     Case(
         "hmsg status only",
         b"HMSG _INBOX.1 9 16 16\r\n" + _STATUS + b"\r\n",
@@ -207,6 +222,10 @@ BAD_INFO = {
     "a number": b"5",
     "single quotes": b"{'proto':1}",
     "not UTF-8": b'{"server_id":"\xff\xfe"}',
+    "half a surrogate pair": b'{"server_id":"\xed\xa0\x80"}',
+    "UTF-8 behind its mark": b"\xef\xbb\xbf{}",
+    "UTF-16": "{}".encode("utf-16-le"),
+    "UTF-32": "{}".encode("utf-32-be"),
     "NULs": b"\x00" * 40,
     "deep arrays": b"[" * 60_000,
     "deep objects": b'{"a":' * 12_000,
@@ -238,8 +257,6 @@ BAD = [
     Case("hmsg without words", b"HMSG\r\n", []),
     Case("hmsg of three words", b"HMSG a 1 16\r\n" + _STATUS + b"\r\n", []),
     Case("hmsg of six words", b"HMSG a 1 r q 16 16\r\n" + _STATUS + b"\r\n", []),
-    Case("subject not UTF-8", b"MSG \xff\xfe 1 0\r\n\r\n", []),
-    Case("reply not UTF-8", b"MSG a 1 \xff 0\r\n\r\n", []),
     # -- sizes
     *_NUMBERS,
     Case("headers over total", b"HMSG a 1 17 16\r\n" + _STATUS + b"\r\n\r\n", []),
@@ -264,6 +281,12 @@ BAD = [
     Case("err LF", b"-ERR 'a'\n-ERR 'b'\r\n", []),
     Case("info LF", b"INFO {}\nPING\r\n", []),
     Case("info LF inside", b'INFO {"proto":\n1}\r\n', []),
+    Case("CR inside", b"PING\r \r\n", []),
+    Case("CR inside a word", b"PI\rNG\r\n", []),
+    Case("err CR inside", b"-ERR 'a\rb'\r\n", []),
+    Case("msg size and CR", b"MSG a 1 2\r\r\nhi\r\n", []),
+    Case("VT is no blank", b"PING\x0b\r\n", []),
+    Case("msg VT is no blank", b"MSG\x0ba 1 0\r\n\r\n", []),
     Case("LF alone", b"\n", []),
     Case("LF CR", b"PING\n\r\n", []),
     # -- INFO
