@@ -30,6 +30,7 @@ from .errors import (
     HeaderError,
     MaxPayloadError,
     OptionError,
+    OutboundBufferLimitError,
     SlowConsumerError,
     TimeoutError,
 )
@@ -232,14 +233,15 @@ class Connection:
         if buffer.wake is not None:
             buffer.wake()
 
-    def _accept(self, frame: bytes, size: int, subject: str) -> None:
-        """Put one message frame into the buffer; *size* is its headers and payload."""
+    def _accept(self, frame: bytes, size: int, subject: str, deadline: Deadline) -> None:
+        """Put one message frame into the buffer; *size* is its headers and payload. It waits for
+        room no longer than *deadline*, nor than ``publish_timeout``."""
         buffer = self._buffer
         if size > buffer.max_payload:
             self._check_size(size, subject)
         length = len(frame)
         if buffer.size + length > buffer.limit:
-            self._outbox.make_room(length, self._publish_timeout)
+            self._await_room(length, deadline)
             self._check_size(size, subject)  # it may be another server by now
         buffer.frames.append(frame)
         buffer.size += length
@@ -247,6 +249,22 @@ class Connection:
         buffer.accepted_bytes += size
         if buffer.wake is not None:
             buffer.wake()
+
+    def _await_room(self, length: int, deadline: Deadline) -> None:
+        """Room for a request: what nobody waits for any more is not sent."""
+        own, left = self._publish_timeout, deadline.remaining()
+        if left is None or (own is not None and own <= left):
+            self._outbox.make_room(length, own)
+            return
+        try:
+            self._outbox.make_room(length, left)
+        except OutboundBufferLimitError as exc:
+            if not self._outbox.linked or not deadline.expired:
+                raise
+            raise TimeoutError(
+                f"the request found no room to be sent within {deadline.seconds} s",
+                deadline.seconds,
+            ) from exc
 
     def _check_size(self, size: int, subject: str) -> None:
         if size > self._buffer.max_payload:
@@ -337,7 +355,7 @@ class Connection:
         waiter = Waiter(subject)
         reply = self._requests.open(waiter)
         try:
-            self._ask(subject, payload, reply, headers)
+            self._ask(subject, payload, reply, headers, deadline)
             return waiter.wait(deadline)
         finally:
             self._requests.close(reply)
@@ -380,7 +398,7 @@ class Connection:
             sentinel or None,
         )
         try:
-            self._ask(subject, payload, reply, headers)
+            self._ask(subject, payload, reply, headers, deadline)
         except BaseException:
             replies.close()
             raise
@@ -392,21 +410,27 @@ class Connection:
         self._report(SlowConsumerError(collector.subject, 0, waiting, size))
 
     def _ask(
-        self, subject: str, payload: Payload, reply: str, headers: HeaderSource | None
+        self,
+        subject: str,
+        payload: Payload,
+        reply: str,
+        headers: HeaderSource | None,
+        deadline: Deadline,
     ) -> None:
         """Publish with a reply subject of our own making, which needs no check."""
-        if headers is not None:
-            self.publish(subject, payload, reply, headers)
-            return
         try:
             head = self._heads[subject]
         except (KeyError, TypeError):
             head = self._head(subject)
-        wire = reply.encode()
-        if len(head) + len(wire) > MAX_NAME:
-            check_control_line(head, wire)
         data = payload if payload.__class__ is bytes else to_bytes(payload)
-        self._accept(commands.pub(head, wire, data), len(data), subject)
+        if headers is not None:
+            frame, size = self._full_frame(subject, head, data, reply, headers)
+        else:
+            wire, size = reply.encode(), len(data)
+            if len(head) + len(wire) > MAX_NAME:
+                check_control_line(head, wire)
+            frame = commands.pub(head, wire, data)
+        self._accept(frame, size, subject, deadline)
 
     def new_inbox(self) -> str:
         """A unique subject to receive answers on. Never switches."""

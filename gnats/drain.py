@@ -90,15 +90,15 @@ class Drain:
                 raise TimeoutError(f"handlers of {sub.subject!r} did not end")
 
     def _drain_publishes(self) -> None:
+        self._enter(S.draining_pubs)  # first: what a close has shut stays shut for its reason
         self._outbox.shut(lambda: ConnectionDrainingError("publish"))
-        self._enter(S.draining_pubs)
         self._confirm()
 
     def _enter(self, stage: ConnectionStatus) -> None:
         """Move to *stage* now, or have the restore of a lost link do it."""
-        self._reconnector.drain_stage = stage
-        if self._status is S.closed:
+        if self._reconnector.is_closing:
             raise ConnectionClosedError
+        self._reconnector.drain_stage = stage
         if self._status is not S.reconnecting:
             self._reconnector.status.to(stage)
 

@@ -273,14 +273,17 @@ class Subscription:
     def unsubscribe(self, limit: int = 0) -> None:
         """End the subscription now, or once *limit* messages in all have come. Never switches.
 
-        Ending now gives up what is queued, and counts it in ``dropped``. Raises
-        BadSubscriptionError when it has ended already, ConnectionClosedError.
+        A limit can only be lowered: the server may have forgotten the subscription by the time a
+        higher one reached it. Ending now gives up what is queued, and counts it in ``dropped``.
+        Raises BadSubscriptionError when it has ended already, ConnectionClosedError.
         """
         self._check_live()
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise BadSubscriptionError(
                 self.subject, f"unsubscribe: limit must be an int of 0 or more, not {limit!r}"
             )
+        if self._max_msgs and limit:
+            limit = min(limit, self._max_msgs)
         if limit > self._received:
             self._max_msgs = limit
             self._host.send_control(commands.unsub(self.sid, limit - self._received_before))

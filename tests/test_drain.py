@@ -567,6 +567,8 @@ def test_close_ends_a_drain(conn: gnats.Connection, life: Life, subject: str) ->
     assert sub.is_closed
     assert_drained(conn)
     wait_until(lambda: life.told[-1] == "closed")
+    with pytest.raises(errors.ConnectionClosedError):
+        conn.publish(subject, b"x")
 
 
 @pytest.mark.parametrize("how", ["kill", "timeout"])

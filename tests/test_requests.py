@@ -414,3 +414,39 @@ def test_answers_of_several_services(connect: Any, subject: str) -> None:
         service.flush(5)
     got = datas(asker.request_many(subject, b"?", 10, max_msgs=3))
     assert sorted(got) == [b"0", b"1", b"2"]
+
+
+# -- no room to send it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [None, {"K": "v"}])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_request_that_finds_no_room_keeps_its_time(
+    fake_server: Any, many: bool, headers: Any
+) -> None:
+    """A silent link and a full buffer: the request is given up in its own time, and not sent."""
+
+    def stalled(client: FakeClient) -> None:
+        client.handshake()
+        client.stall()
+
+    server = fake_server(stalled, rcvbuf=4096)
+    conn = gnats.connect(server.url, write_timeout=30, **FAST)
+    filling = gevent.spawn(_fill, conn)
+    wait_until(lambda: conn.stats.buffered_bytes > 900_000)
+    accepted = conn.stats.accepted
+    began = monotonic()
+    with pytest.raises(TimeoutError, match="room"):
+        if many:
+            conn.request_many("q", b"x" * 200_000, timeout=0.2, headers=headers)
+        else:
+            conn.request("q", b"x" * 200_000, timeout=0.2, headers=headers)
+    assert monotonic() - began < 0.2 + SLACK
+    assert conn.stats.accepted == accepted
+    filling.kill()
+    finish(conn)
+
+
+def _fill(conn: gnats.Connection) -> None:
+    while True:
+        conn.publish("fill", b"z" * 50_000)

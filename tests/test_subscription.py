@@ -405,6 +405,16 @@ def test_a_limit_can_be_changed(conn: gnats.Connection, subject: str) -> None:
     assert [int(msg.data) for msg in sub] == [0, 1, 2]
 
 
+def test_a_limit_cannot_be_raised(conn: gnats.Connection, subject: str) -> None:
+    """The server forgets a subscription with its last message; a higher limit may come too late,
+    and leave one here that nobody serves."""
+    sub = conn.subscribe(subject, max_msgs=2)
+    sub.unsubscribe(5)
+    publish(conn, subject, 10)
+    assert [int(msg.data) for msg in sub] == [0, 1]
+    assert sub.is_closed
+
+
 @pytest.mark.parametrize("limit", [-1, 1.5, "1", None, True])
 def test_a_bad_limit(conn: gnats.Connection, subject: str, limit: Any) -> None:
     sub = conn.subscribe(subject)
