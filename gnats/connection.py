@@ -88,7 +88,7 @@ class Connection:
         self._nuid = NUID()
         self._callbacks = CallbackQueue(self._callback_failed)
         host = Host(
-            self.publish,
+            self._answer,
             lambda timeout: self._round_trips.once("flush", Deadline(timeout)),
             self._report,
             self._send_control,
@@ -249,6 +249,16 @@ class Connection:
         buffer.accepted_bytes += size
         if buffer.wake is not None:
             buffer.wake()
+
+    def _answer(self, reply: str, payload: Payload, headers: HeaderSource | None) -> None:
+        """Publish to a reply subject: it is used once, so its head is not worth keeping."""
+        head = commands.pub_head(encode_subject(reply))
+        data = payload if payload.__class__ is bytes else to_bytes(payload)
+        if headers is None:
+            frame, size = commands.pub(head, b"", data), len(data)
+        else:
+            frame, size = self._full_frame(reply, head, data, "", headers)
+        self._accept(frame, size, reply, Deadline(None))
 
     def _await_room(self, length: int, deadline: Deadline) -> None:
         """Room for a request: what nobody waits for any more is not sent."""

@@ -80,7 +80,10 @@ class Reader:
                     since_yield = 0
                     turn()
         except ProtocolError as exc:
-            self._dispatch(exc.events)
+            # Handed on, and let go: messages know their connection, and whoever keeps the error (a
+            # log handler does) must not keep that.
+            events, exc.events = exc.events, []
+            self._dispatch(events)
             self._fail(exc)
         except Error as exc:
             self._fail(exc)

@@ -23,7 +23,9 @@ class Stats:
     in_bytes: int  #: payload and header bytes received
     out_msgs: int  #: the same as ``accepted``, under nats-py's name
     out_bytes: int  #: payload and header bytes of the accepted messages
-    in_dropped: int  #: received messages that no queue had room for, or that a close left behind
+    #: received messages that no queue had room for, that came too late for their request or
+    #: subscription, or that a close left behind
+    in_dropped: int
     attempts: int  #: attempts to connect to a server, the first one included
     connects: int  #: links that came up
     reconnects: int  #: links that came up after a loss

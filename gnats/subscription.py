@@ -43,18 +43,18 @@ SLICE = 0.005
 class Host:
     """What a subscription needs of its connection, handed down; see ``Connection``."""
 
-    __slots__ = ("flush", "is_closed", "publish", "report", "send_control", "drain_timeout")
+    __slots__ = ("answer", "flush", "is_closed", "report", "send_control", "drain_timeout")
 
     def __init__(
         self,
-        publish: Callable[..., None],
+        answer: Callable[[str, Payload, HeaderSource | None], None],
         flush: Callable[[float | None], Any],
         report: Callable[[Exception], None],
         send_control: Callable[[bytes], None],
         is_closed: Callable[[], bool],
         drain_timeout: float,
     ) -> None:
-        self.publish = publish
+        self.answer = answer
         self.flush = flush
         self.report = report  # an error nobody waits for: error_cb
         self.send_control = send_control  # a control frame, if there is a link
@@ -377,7 +377,7 @@ class Subscription:
 
     def respond_to(self, reply: str, payload: Payload, headers: HeaderSource | None) -> None:
         """Publish an answer; ``Msg.respond`` calls it."""
-        self._host.publish(reply, payload, headers=headers)
+        self._host.answer(reply, payload, headers)
 
     def __enter__(self) -> Subscription:
         return self

@@ -39,6 +39,8 @@ class Transport:
         self._watching = False
         self._closed = False
         self._reader: Waiter[None] | None = None  # who waits for bytes
+        # A reset that a send was told of: the kernel tells each error once, then only the end.
+        self._reset: OSError | None = None
 
     def recv(self) -> bytes:
         """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError."""
@@ -55,6 +57,8 @@ class Transport:
                 continue
             self._may_have_more = len(data) == RECV_SIZE
             if not data:
+                if self._reset is not None:
+                    raise _translate(self._reset, "receive") from self._reset
                 raise UnexpectedEOF
             return data
 
@@ -71,6 +75,8 @@ class Transport:
                 return self._sock.send(data)
             except OSError as exc:
                 if exc.errno not in _WOULD_BLOCK:
+                    if exc.errno == errno.ECONNRESET:  # EPIPE is what follows a FIN
+                        self._reset = exc
                     raise _translate(exc, "send") from exc
             stalled_at = stalled_at or Deadline(self._write_timeout)
             if stalled_at.expired:

@@ -1508,6 +1508,31 @@ def test_an_idle_proxy_costs_nothing(bench: Bench, leave: str) -> None:
     assert time.process_time() - began < 0.1
 
 
+def test_stop_closes_links_that_are_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have ended by FIN, and their clients have not closed: the sockets are still there."""
+    monkeypatch.setattr(proxy_module, "_REMEMBERED", 2)
+    proxy = bench.proxy()
+    joints = [bench.join(proxy) for _ in range(8)]
+    for joint in joints:
+        joint.link.finish()
+    before = descriptors() if LINUX else 0
+    assert len(proxy._parting) == 8
+    joints[0].client.close()
+    joints[0].server.close()
+    wait_until(lambda: not joints[0].link._has_sockets, TIMEOUT)
+    bench.join(proxy).link.reset()
+    assert len(proxy._parting) == 7
+    proxy.stop()
+    for joint in joints:
+        joint.client.close()
+        joint.server.close()
+    if LINUX:
+        # 16 ends of the test's, 16 of the links, its listener and its port; two ends came later.
+        wait_until(lambda: descriptors() <= before + 2 - 34, 2, "all sockets to go")
+
+
 def test_a_rule_may_stop_the_proxy(bench: Bench) -> None:
     proxy = bench.proxy()
     proxy.on_link(lambda link: proxy.stop())
@@ -1896,3 +1921,17 @@ def test_a_served_fake_behind_the_proxy(bench: Bench) -> None:
         first, second = server.clients
         assert first.payloads("a") == [b"1"]
         assert second.payloads("a") == [b"2"]
+
+
+def test_old_links_are_forgotten(
+    nats_server: NatsServer, chaos_proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnats.testing.proxy._REMEMBERED", 3)
+    proxy = chaos_proxy(nats_server.url)
+    for number in range(1, 6):
+        gnats.connect(proxy.url).close()
+        assert proxy.wait_for_link(number).is_closed or proxy.accepted == number
+    with pytest.raises(ValueError, match="count"):
+        proxy.wait_for_link(1)
+    assert proxy.wait_for_link(3) is not proxy.wait_for_link(5)
+    assert len(proxy._recent) == 3

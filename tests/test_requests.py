@@ -416,6 +416,19 @@ def test_answers_of_several_services(connect: Any, subject: str) -> None:
     assert sorted(got) == [b"0", b"1", b"2"]
 
 
+def test_answers_leave_nothing_in_the_memory_of_subjects(
+    conn: gnats.Connection, subject: str
+) -> None:
+    """Their subjects are used once each: kept, they would push out those that are used again."""
+    conn.subscribe(subject, cb=echo)
+    conn.request(subject, b"x", timeout=5)
+    before = len(conn._heads)
+    for _ in range(50):
+        assert conn.request(subject, b"x", timeout=5, headers={"K": "v"}).headers is not None
+        assert conn.request(subject, b"x", timeout=5).data == b"x"
+    assert len(conn._heads) == before
+
+
 # -- no room to send it ---------------------------------------------------------------------------
 
 

@@ -54,6 +54,7 @@ _PAUSE = 0.05  # seconds without accepting, when the process has no descriptor l
 _READ = 1  # the events of gevent's loops
 _WRITE = 2
 _NOTHING = memoryview(b"")
+_REMEMBERED = 1024  # links
 
 _DIRECTIONS: dict[str, tuple[str, ...]] = {
     "up": ("up",),
@@ -210,7 +211,7 @@ class ChaosProxy(Faults):
             credentials. One server.
         host: address to listen on.
         port: 0 picks a free one. It stays the same, and kept, over `refuse` and `listen`.
-        rcvbuf: SO_RCVBUF of both sockets of a link, bytes; a small one makes a stall bite early.
+        rcvbuf: SO_RCVBUF of both sockets of a link, bytes; a small one makes a stall bite earlier.
     """
 
     def __init__(
@@ -240,8 +241,9 @@ class ChaosProxy(Faults):
         self._listener: _Listener | None = None
         self._rule: Callable[[ChaosLink], object] | None = None
         self._buffer = memoryview(bytearray(_CHUNK))  # for every recv
-        self._all: list[ChaosLink] = []
+        self._recent: dict[int, ChaosLink] = {}  # by number, counted from 1
         self._live: list[ChaosLink] = []
+        self._parting: set[ChaosLink] = set()  # ended by FIN, and not closed by the other ends yet
         self._openers: set[gevent.Greenlet[..., None]] = set()
 
     # -- what it is ---------------------------------------------------------------------------
@@ -314,8 +316,9 @@ class ChaosProxy(Faults):
         """
         self._started = False
         self.refuse()
-        for link in self._all:
+        for link in [*self._live, *self._parting]:
             link._close()
+        self._parting.clear()
         openers = [one for one in self._openers if one is not gevent.getcurrent()]
         gevent.killall(openers, timeout=TIMEOUT)
         if self._reserved is not None:
@@ -352,14 +355,17 @@ class ChaosProxy(Faults):
 
         By then its rule has been called, and the target was dialled, if it should be: the link
         flows, or has ended already. *timeout* is in seconds. Switches. Raises AssertionError when
-        the time is up.
+        the time is up, and ValueError for a link so old that it is forgotten: a long test has
+        thousands, and the last 1,024 are remembered.
         """
+        if count < self.accepted and count not in self._recent:
+            raise ValueError(f"count: link {count} of {self.accepted} is not remembered any more")
         wait_until(
-            lambda: len(self._all) >= count and self._all[count - 1]._is_settled,
+            lambda: count in self._recent and self._recent[count]._is_settled,
             timeout,
-            lambda: f"link {count} through {self!r}; {len(self._all)} came",
+            lambda: f"link {count} through {self!r}; {self.accepted} came",
         )
-        return self._all[count - 1]
+        return self._recent[count]
 
     # -- new links ----------------------------------------------------------------------------
 
@@ -429,8 +435,10 @@ class ChaosProxy(Faults):
         """In the hub: a connection was accepted."""
         link = ChaosLink(self, self.accepted, sock)
         self.accepted += 1
-        self._all.append(link)
+        self._recent[self.accepted] = link
+        self._recent.pop(self.accepted - _REMEMBERED, None)
         self._live.append(link)
+        self._parting = {one for one in self._parting if one._has_sockets}
         self._spawn(self._open, link)
 
     def _open(self, link: ChaosLink) -> None:
@@ -463,6 +471,8 @@ class ChaosProxy(Faults):
     def _forget(self, link: ChaosLink) -> None:
         with contextlib.suppress(ValueError):
             self._live.remove(link)
+        if link._has_sockets:
+            self._parting.add(link)
 
 
 class _State(Enum):
@@ -590,6 +600,10 @@ class ChaosLink(Faults):
     def _is_settled(self) -> bool:
         return self._introduced and self._state is not _State.OPENING
 
+    @property
+    def _has_sockets(self) -> bool:
+        return not all(side.is_closed for side in self._side.values())
+
     def _affected(self) -> list[ChaosLink]:
         return [self]
 
@@ -660,11 +674,12 @@ class ChaosLink(Faults):
 
     def _close(self) -> None:
         """Close all that is left, also of a link that has ended and waits for its clients."""
-        if not self.is_closed:
-            self._halt(_State.CLOSED)
-            self._proxy._forget(self)
+        was_closed = self.is_closed
+        self._halt(_State.CLOSED)
         for side in self._side.values():
             side.close()
+        if not was_closed:
+            self._proxy._forget(self)
 
 
 class _Mode(Enum):
@@ -987,7 +1002,7 @@ class _Side:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._readable = _Watch(sock, _READ, lambda: self.on_readable())
         self._writable = _Watch(sock, _WRITE, lambda: self.on_writable())
-        self._is_closed = False
+        self.is_closed = False
 
     def watch_reads(self, on: bool) -> None:
         self._readable.turn(on)
@@ -1004,7 +1019,7 @@ class _Side:
     @property
     def has_undelivered(self) -> bool:
         """Whether bytes that were sent have not reached the other end's kernel, and still can."""
-        if self._is_closed or self.is_broken or sys.platform == "win32":
+        if self.is_closed or self.is_broken or sys.platform == "win32":
             return False
         try:
             if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -1036,7 +1051,7 @@ class _Side:
 
     def reset(self) -> None:
         """Send RST: what was sent and not delivered, or not read, is thrown away."""
-        if not self._is_closed:
+        if not self.is_closed:
             # SO_LINGER on, with zero seconds: discard and reset.
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -1045,8 +1060,8 @@ class _Side:
     def close(self) -> None:
         """Close at once; may be called again. Never switches."""
         self.is_open = False
-        if not self._is_closed:
-            self._is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
             # First the watchers: gevent puts off the close of a descriptor that is watched.
             self._readable.close()
             self._writable.close()
