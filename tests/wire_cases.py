@@ -294,6 +294,7 @@ BAD = [
     Case("info without blank", b"INFO{}\r\n", []),
     # -- after good ones: they are not lost
     Case("good, then unknown", b"PING\r\nMSG a 1 2\r\nhi\r\nXX\r\n", [PING, msg("a", 1, b"hi")]),
+    Case("good, then an empty line", b"PING\r\n\r\n", [PING]),
     Case("good, then bad size", b"+OK\r\nMSG a 1 -1\r\n", [OK]),
     Case("good, then bad end", b"MSG a 1 1\r\nx\r\nMSG a 1 1\r\nxy\r\n", [msg("a", 1, b"x")]),
     Case("good, then bad info", b"INFO {}\r\nPONG\r\nINFO []\r\n", [("INFO", {}), PONG]),

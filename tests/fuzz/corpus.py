@@ -76,8 +76,18 @@ _BLOCKS = [
     *(b"\tx\r\nA:b\r\na: \xff\r\nA: \tc \r\n", b"\r\na b: x\n\r\nc: \0\r\n"),
     b"\r\nA: b: c\r\nno colon\r\n: x\r\n\r\n",
 ]
+_INFOS = [
+    *(b'{"max_payload":%b}' % size for size in (b"-1", b"0", b"1", b"67108864", b"67108865")),
+    *(b'{"x":%b}' % number for number in (b"9" * 20, b"9" * 21, b"-" + b"9" * 19, b"1.5e9")),
+    *(
+        b'{"connect_urls":%b}' % urls
+        for urls in (b"[]", b"null", b'["a","b:1"]', b'["a",1]', b'"a"')
+    ),
+    b'{"server_id":"nonce","nonce":"secret","tls_required":true,"ldm":null}',
+]
 _PAIRS = ["A:b:A:c", "A: b :\u00fc:x", "a b:x", "A:x\ny", "A:x\0", ":x", "A:\udc80"]
 _WORDS = [
+    *("slow consumer", "Server Shutdown", "PERMISSIONS VIOLATION for what", "Parser Error"),
     *("Stale Connection", "Authorization Violation", "User Authentication Expired", "other words"),
     *("maximum connections exceeded", "Secure Connection - TLS Required", "Permissions Violation"),
     'Permissions Violation for Publish with Reply of "a\\"b\\x01\\\\"',
@@ -110,7 +120,11 @@ def seeds(target: str) -> list[bytes]:
         "handshake": [bytes([n % 2, n % 5, n]) + wire for n, wire in enumerate(_TALKS)],
         "headers": [b"\1" + block for block in _BLOCKS],
         "encode": [b"\1" + pairs.encode("utf-8", "surrogateescape") for pairs in _PAIRS],
-        "info": [*BAD_INFO.values(), *(wire[5:] for wire in _WIRES if wire[:4] == b"INFO")],
+        "info": [
+            *_INFOS,
+            *BAD_INFO.values(),
+            *(wire[5:] for wire in _WIRES if wire[:4] == b"INFO"),
+        ],
         "refusal": [bytes([n]) + words.encode() for n, words in enumerate(_WORDS * 2)],
         "commands": [b"\1\2" + names.encode("utf-8", "surrogateescape") for names in _NAMES],
         "work": [

@@ -294,6 +294,29 @@ def is_name(name: str, kind: str) -> bool:
     return kind == "queue" or not ("" in tokens or wild.get(kind))
 
 
+# -- what the server refuses --------------------------------------------------------------
+
+# What the server closes the link with, and which of it no frame of ours has caused.
+OURS = (
+    *("maximum payload", "maximum control line exceeded", "parser error"),
+    *("unknown protocol operation", "no responders requires headers"),
+)
+NOT_OURS = (
+    *("slow consumer", "connection throttling", "cluster name", "attempted to connect to"),
+    "server shutdown",
+)
+OF_CLASSES_OF_THEIR_OWN = (
+    *("user authentication expired", "user authentication revoked", "authorization"),
+    *("account authentication expired", "authentication", "maximum connections exceeded"),
+    *("maximum account active connections exceeded", "stale connection"),
+    "secure connection - tls required",
+)
+
+
+def closes(text: str) -> bool:
+    return text.lower().startswith(OURS + NOT_OURS + OF_CLASSES_OF_THEIR_OWN)
+
+
 # -- what the server quotes -----------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ from gnats.headers import Headers, decode_headers, encode_headers
 from gnats.info import MAX_PAYLOAD_CEILING, ServerInfo, parse_info
 from gnats.message import Msg
 from gnats.parser import Info, Parser
-from gnats.refusals import read_refusal
+from gnats.refusals import blames_a_frame, read_refusal
 
 Target = Callable[[bytes], None]
 
@@ -209,8 +209,14 @@ def handshake(data: bytes) -> None:
     limits = TINY if flags & 1 else REAL
     reading = reference.read_stream(wire, MAX_PAYLOAD_CEILING, limits)
     with limited(limits):
-        for chunks in ([wire], paced(wire, 1, 0), paced(wire, size, seed)):
+        for chunks in ([wire], _answered(wire), paced(wire, 1, 0), paced(wire, size, seed)):
             _talk(chunks, reading, bool(flags & 2))
+
+
+def _answered(wire: bytes) -> list[bytes]:
+    """INFO, and all the rest in one chunk: as if the server had waited for our PING with it."""
+    line, end, rest = wire.partition(b"\n")
+    return [line + end, rest]
 
 
 def _talk(chunks: list[bytes], reading: reference.Reading, refuses: bool) -> None:
@@ -298,10 +304,22 @@ def _check_block(block: bytes, read: Callable[[], Headers | None]) -> None:
     assert found is not None
     assert (found.status, found.description) == (expected.status, expected.description)
     assert _values(found) == expected.values
+    assert dict(found) == _entries(expected)
     assert len(found) == len(dict(found)) == len(list(found))
-    assert found == Headers(found)
     repr(found)
-    _check_encoding(found, expected.values)
+    for one in (found, Headers(found)):
+        assert one == found
+        _check_encoding(one, expected.values)
+
+
+def _entries(block: reference.Block) -> dict[str, str]:
+    """What a user sees: the first values, and the status where no header has its name."""
+    entries = {name: values[0] for name, values in block.values.items()}
+    if block.status is not None:
+        entries.setdefault("Status", f"{block.status}")
+        if block.description:
+            entries.setdefault("Description", block.description)
+    return entries
 
 
 def _values(headers: Headers) -> dict[str, list[str]]:
@@ -394,12 +412,7 @@ def refusal(data: bytes) -> None:
     """Any words are an error; a name that the server quotes comes back as it was."""
     (flags,), rest = split(data, 1)
     text = rest.decode("utf-8", "replace")
-    error, closes = read_refusal(text)
-    assert isinstance(error, REFUSALS)
-    assert isinstance(closes, bool)
-    if isinstance(error, PermissionsError):
-        assert error.operation in ("publish", "subscription", "")
-        assert not closes
+    _check_refusal(text)
     subject, _, queue = text.partition(" ")
     quoted = reference.go_quote(subject, bool(flags & 1))
     words = f"Permissions Violation for {('Publish', 'Subscription')[flags >> 1 & 1]} to {quoted}"
@@ -408,6 +421,23 @@ def refusal(data: bytes) -> None:
     error, _ = read_refusal(words)
     assert isinstance(error, PermissionsError)
     assert (error.subject, error.queue) == (subject, queue), _excerpt(words)
+
+
+def _check_refusal(text: str) -> None:
+    error, closes = read_refusal(text)
+    lowered = text.lower()
+    assert isinstance(error, REFUSALS)
+    if isinstance(error, PermissionsError):
+        assert "permissions violation" in lowered
+        assert error.operation in ("publish", "subscription", "")
+        assert not closes
+    else:
+        assert not lowered.startswith("permissions violation")
+        assert closes is reference.closes(text)
+    plain = type(error) is ServerError
+    assert plain or not lowered.startswith(reference.OURS + reference.NOT_OURS)
+    assert not plain or not lowered.startswith(reference.OF_CLASSES_OF_THEIR_OWN)
+    assert blames_a_frame(error) is (plain and not lowered.startswith(reference.NOT_OURS))
 
 
 # -- commands ----------------------------------------------------------------------------
