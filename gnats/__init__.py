@@ -9,7 +9,7 @@ from .connection import Connection, connect
 from .headers import Headers
 from .info import ServerInfo
 from .message import Msg
-from .options import Callbacks, ConnectionOptions, ReconnectOptions
+from .options import Callbacks, ConnectionOptions, ReconnectOptions, TLSOptions
 from .stats import Stats
 from .status import ConnectionStatus
 from .subscription import Subscription
@@ -27,6 +27,7 @@ __all__ = [
     "ServerURL",
     "Stats",
     "Subscription",
+    "TLSOptions",
     "__version__",
     "connect",
     "errors",

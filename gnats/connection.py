@@ -56,7 +56,7 @@ from .subjects import (
     encode_subject,
 )
 from .subscription import Handler, Host, Subscription
-from .url import Servers, ServerURL, parse_servers, parse_url
+from .url import Servers, ServerURL, check_one_kind, parse_servers, parse_url
 from .waiting import check_timeout, in_hub, refuse_in_hub
 
 logger = logging.getLogger("gnats")
@@ -104,7 +104,8 @@ class Connection:
         )
         if options.servers is not None:
             self._pool.replace(parse_servers(options.servers))
-        self._credentials = Credentials(options.user, options.password, options.token)
+        self._credentials = Credentials(options)
+        self._credentials.check()
         self._reconnector = Reconnector(
             options,
             self._pool,
@@ -155,6 +156,7 @@ class Connection:
         urls: dict[str, ServerURL] = {}
         for url in [*first, *self._pool.servers]:
             urls.setdefault(url.address, url)  # the credentials given last count
+        check_one_kind(urls.values())
         self._pool.replace(list(urls.values()) or parse_servers(None))
 
     def _await_first_link(self) -> None:
@@ -166,7 +168,9 @@ class Connection:
         Raises BadURLError, ConnectionClosedError."""
         if self.is_closed:
             raise ConnectionClosedError
-        if self._pool.add(parse_url(url)):
+        added = parse_url(url)
+        check_one_kind([*self._pool.servers, added])
+        if self._pool.add(added):
             self._reconnector.servers_changed()
 
     def set_servers(self, urls: Servers) -> None:
@@ -176,7 +180,9 @@ class Connection:
             raise ConnectionClosedError
         if urls is None:
             raise BadURLError("set_servers needs at least one")
-        self._pool.replace(parse_servers(urls))
+        servers = parse_servers(urls)
+        check_one_kind([*servers, *self._pool.discovered])
+        self._pool.replace(servers)
         self._reconnector.servers_changed()
 
     def force_reconnect(self) -> None:
@@ -705,7 +711,7 @@ class Connection:
         fields: dict[str, Any] = {
             "verbose": options.verbose,
             "pedantic": options.pedantic,
-            "tls_required": False,
+            "tls_required": url.is_secure or options.tls is not None or info.tls_required,
             "name": options.name,
             "lang": "python-gevent",
             "version": __version__,
@@ -714,7 +720,7 @@ class Connection:
             "headers": info.headers,
             "no_responders": info.headers,
         }
-        fields.update(self._credentials.connect_fields(url))
+        fields.update(self._credentials.connect_fields(url, info.nonce))
         return fields
 
     def _tell(self, name: str, *args: Any) -> None:

@@ -43,6 +43,14 @@ class OptionTypeError(OptionError, TypeError):
     """An option has a value of the wrong type. ``option`` names it."""
 
 
+class MissingExtraError(Error, ImportError):
+    """Something was asked for that needs an optional package. ``extra`` names it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional package: pip install 'gnats[{extra}]'")
+        self.extra = extra
+
+
 class BadURLError(Error, ValueError):
     """A server URL that cannot be used. ``reason`` never repeats a password."""
 
@@ -202,6 +210,21 @@ class WriteStalledError(TransportError):
         self.timeout = timeout
 
 
+class TLSError(TransportError):
+    """TLS failed: no common version, a broken record, a file of ours that cannot be used."""
+
+
+class CertificateError(TLSError):
+    """The server's certificate was not accepted. ``reason`` is OpenSSL's, ``host`` the name that
+    it had to be for.
+    """
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(f"the certificate of {host!r} is not accepted: {reason}")
+        self.host = host
+        self.reason = reason
+
+
 class StaleConnectionError(Error):
     """The server left ``outstanding`` PINGs unanswered, or called the link stale itself."""
 
@@ -284,12 +307,32 @@ class FrameRefusedError(ServerError):
         self.size = size
 
 
+class CredentialsError(Error):
+    """A credentials file or a seed that cannot be used. The message holds nothing of it."""
+
+
+class NonceMissingError(Error):
+    """The server gave no nonce to sign: it takes no nkeys and no JWTs."""
+
+    def __init__(
+        self, message: str = "the server takes no nkeys and no JWTs: its INFO has no nonce to sign"
+    ) -> None:
+        super().__init__(message)
+
+
 class SecureConnRequiredError(Error):
     """The server wants TLS and the client was not told to use it. Nothing was sent in clear."""
 
 
 class SecureConnWantedError(Error):
-    """The client was told to use TLS and the server offers none."""
+    """TLS was asked for, or was used before on this connection, and the server offers none.
+    Nothing was sent in clear.
+    """
+
+    def __init__(
+        self, message: str = "TLS is wanted and the server offers none; nothing was sent in clear"
+    ) -> None:
+        super().__init__(message)
 
 
 # -- the consumer ------------------------------------------------------------------------

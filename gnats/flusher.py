@@ -16,7 +16,7 @@ from gevent import get_hub
 from .buffer import OutboundBuffer
 from .errors import Error
 from .pings import Pings
-from .transport import Transport
+from .transport import Link
 from .waiting import Park, turn
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Flusher:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Link,
         buffer: OutboundBuffer,
         pings: Pings,
         on_written: Callable[[], None],

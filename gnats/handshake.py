@@ -1,7 +1,9 @@
 """The opening talk of a link, as a machine: bytes in, bytes out. No socket, no clock.
 
-INFO → (room for TLS here) → CONNECT+PING → PONG. CONNECT is never put out in clear when the
-server requires TLS. Source: client protocol page, and DESIGN section 5.
+INFO → TLS where it is wanted → CONNECT+PING → PONG. CONNECT is never put out in clear when TLS
+was asked for, is required by the server, or was used before on this connection; and what comes
+in clear in front of TLS is one INFO line and not a byte more. Source: client protocol page, and
+DESIGN section 5.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import commands
-from .errors import ProtocolError, SecureConnRequiredError
+from .errors import AuthorizationError, ProtocolError, SecureConnWantedError
 from .info import ServerInfo
 from .parser import Err, Event, Info, Ok, Parser, Ping, Pong
 from .refusals import read_refusal
@@ -27,29 +29,70 @@ class Handshake:
     only where *connect_fields* does.
     """
 
-    def __init__(self, parser: Parser, connect_fields: ConnectFields) -> None:
+    def __init__(
+        self,
+        parser: Parser,
+        connect_fields: ConnectFields,
+        *,
+        tls: bool = False,
+        secured: bool = False,
+    ) -> None:
         self._parser = parser
         self._connect_fields = connect_fields
+        self._tls = tls  # it must be TLS
+        self._secured = secured  # it is TLS
         self.info: ServerInfo | None = None
         self.done = False
+        #: The link must become TLS now; call ``secured`` when it is.
+        self.awaits_tls = False
         #: What came behind the PONG in the same bytes; the reader's first work.
         self.early: list[Event] = []
 
     @property
     def stage(self) -> str:
         """What is being waited for, in words for an error."""
-        return "INFO" if self.info is None else "PONG"
+        if self.info is None:
+            return "INFO"
+        return "TLS handshake" if self.awaits_tls else "PONG"
 
     def feed(self, data: bytes) -> bytes:
         """Take the server's bytes; return what must be sent now."""
         try:
-            return self._walk(self._parser.feed(data))
+            events = self._parser.feed(data)
         except ProtocolError as exc:
             # What the server said before it broke the protocol may be the better reason.
             for event in exc.events:
-                if isinstance(event, Err):
+                if isinstance(event, Err) and not self._is_clear:
                     raise read_refusal(event.text).error from exc
             raise
+        if self._is_clear:
+            self._check_clear(events)
+        return self._walk(events)
+
+    def secured(self) -> bytes:
+        """The link is TLS now; return what must be sent."""
+        assert self.info is not None
+        self.awaits_tls, self._secured = False, True
+        return self._connect(self.info)
+
+    @property
+    def _is_clear(self) -> bool:
+        """Whether what comes now could have been put in by anybody on the way."""
+        return self.info is None and not self._secured
+
+    def _check_clear(self, events: list[Event]) -> None:
+        """In front of TLS: one INFO line, or a refusal."""
+        first = events[0] if events else None
+        if isinstance(first, Info) and (self._tls or first.info.tls_required):
+            if len(events) > 1 or self._parser.pending:
+                raise ProtocolError(
+                    "bytes in clear follow the INFO of a server that uses TLS: not believed"
+                )
+        elif isinstance(first, Err) and self._tls:
+            refusal = read_refusal(first.text).error
+            if isinstance(refusal, AuthorizationError):
+                # Believed twice, it would make us give up for good.
+                raise ProtocolError("credentials were refused in clear, before TLS: not believed")
 
     def _walk(self, events: list[Event]) -> bytes:
         out = []  # joined once: a chunk may hold thousands of PINGs
@@ -80,9 +123,13 @@ class Handshake:
         return b""
 
     def _answer_info(self, info: ServerInfo) -> bytes:
-        if info.tls_required:
-            raise SecureConnRequiredError(
-                "the server requires TLS, which this connection does not use; "
-                "nothing was sent in clear"
-            )
+        if not self._secured:
+            if self._tls and not (info.tls_required or info.tls_available):
+                raise SecureConnWantedError
+            if self._tls or info.tls_required:
+                self.awaits_tls = True
+                return b""
+        return self._connect(info)
+
+    def _connect(self, info: ServerInfo) -> bytes:
         return commands.connect(self._connect_fields(info)) + commands.PING

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -17,6 +18,9 @@ from .subjects import encode_subject
 from .url import Servers, parse_servers
 
 Secret = Union[str, Callable[[], str], None]
+Path = Union[str, "os.PathLike[str]"]
+#: A .creds file, its text, or (file of the JWT, file of the seed).
+Creds = Union[Path, tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,39 @@ class ReconnectOptions:
 
 
 @dataclass(frozen=True)
+class TLSOptions:
+    """How to speak TLS. Files are read anew at every attempt, so renewed ones are taken up."""
+
+    #: PEM file of the authorities to trust, or a folder of them; None: those of the system.
+    ca: Path | None = None
+    cert: Path | None = None  #: PEM file of our certificate, for mutual TLS
+    key: Path | None = None  #: PEM file of its key; None: it is in the file of ``cert``
+    key_password: Secret = field(default=None, repr=False)
+    #: False: take any certificate of any server. Anybody on the way can then read and change
+    #: everything; a warning is logged at every attempt.
+    verify: bool = True
+    minimum_version: str = "1.2"  #: "1.2" or "1.3"
+    ciphers: str | None = None  #: OpenSSL's list, for TLS 1.2
+
+    def __post_init__(self) -> None:
+        for name in ("ca", "cert", "key"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                raise OptionTypeError(name, f"a path is needed, not {type(value).__name__}")
+        _bools(self, "verify")
+        if self.key is not None and self.cert is None:
+            raise OptionError("key", "it needs a cert beside it")
+        if self.minimum_version not in ("1.2", "1.3"):
+            raise OptionError(
+                "minimum_version", f"it is '1.2' or '1.3', not {self.minimum_version!r}"
+            )
+        _secrets(self, "key_password")
+
+    def __reduce__(self) -> Any:
+        return _refuse_pickle(self, "key_password")
+
+
+@dataclass(frozen=True)
 class Callbacks:
     """Called in one greenlet, in order, once per event. They may call any method."""
 
@@ -106,6 +143,27 @@ class ConnectionOptions:
     user: Secret = field(default=None, repr=False)
     password: Secret = field(default=None, repr=False)
     token: Secret = field(default=None, repr=False)
+    #: A .creds file, its text, a pair of files for JWT and seed, or a callable that returns one.
+    user_credentials: Creds | Callable[[], Creds] | None = field(default=None, repr=False)
+    nkeys_seed: Path | Callable[[], Path] | None = field(default=None, repr=False)  #: a file
+    nkeys_seed_str: Secret = field(default=None, repr=False)  #: the seed itself
+    user_jwt_cb: Callable[[], Any] | None = None  #: ``cb() -> str or bytes``
+    #: ``cb(nonce: str) -> bytes``: the signature, raw or in base64; None with a bearer JWT
+    signature_cb: Callable[[str], Any] | None = None
+
+    #: An ssl.SSLContext or a TLSOptions: links use TLS, and a server that offers none is refused.
+    tls: Any = None
+    tls_hostname: str | None = None  #: the name that certificates must be for; None: the URL's
+    #: True: TLS before the server's INFO; the server must be configured for it too.
+    tls_handshake_first: bool | None = None
+
+    #: ``cb(host, port, timeout) -> socket``: a connected gevent socket, through a proxy say.
+    dialer: Callable[[str, int, float], Any] | None = None
+    local_addr: tuple[str, int] | None = None  #: (address, port) to connect from; port 0: any
+    #: Seconds of silence before the kernel probes a link by itself; None: it does not.
+    tcp_keepalive: float | None = None
+    #: Seconds that sent bytes may stay unacknowledged before the kernel ends the link (Linux).
+    tcp_user_timeout: float | None = None
 
     name: str = ""  #: shown in the server's monitoring
     verbose: bool = False
@@ -127,7 +185,23 @@ class ConnectionOptions:
         _bools(self, "verbose", "pedantic", "no_echo")
         _instance(self, "name", str)
         _check_credentials(self)
+        _check_tls(self)
+        _seconds(self, "tcp_keepalive", "tcp_user_timeout", optional=True, positive=True)
+        _callables(self, "dialer")
+        _check_local_addr(self.local_addr)
         _check_inbox_prefix(self.inbox_prefix)
+
+    def __reduce__(self) -> Any:
+        servers = parse_servers(self.servers) if self.servers is not None else []
+        if any(url.has_credentials for url in servers):
+            raise TypeError("ConnectionOptions holds a secret (servers) and is not pickled")
+        return _refuse_pickle(self, *_SECRETS, *_FILES)
+
+    def __copy__(self) -> ConnectionOptions:
+        return self  # frozen
+
+    def __deepcopy__(self, memo: object) -> ConnectionOptions:
+        return self
 
 
 _GROUPS: dict[str, type[ReconnectOptions] | type[Callbacks]] = {
@@ -238,17 +312,80 @@ def _seconds(options: object, *names: str, optional: bool = False, positive: boo
             raise OptionError(name, f"it must be {least} seconds and finite, not {value!r:.40}")
 
 
-def _check_credentials(options: ConnectionOptions) -> None:
-    for name in ("user", "password", "token"):
+_SECRETS = ("user", "password", "token", "nkeys_seed_str")
+_FILES = ("user_credentials", "nkeys_seed")
+#: Ways to say who we are, one of which is enough.
+_WAYS = ("user", "token", "user_credentials", "nkeys_seed", "nkeys_seed_str", "user_jwt_cb")
+
+
+def _secrets(options: object, *names: str) -> None:
+    for name in names:
         value = getattr(options, name)
         if value is not None and not isinstance(value, str) and not callable(value):
             raise OptionTypeError(
                 name, f"a str or a callable is needed, not {type(value).__name__}"
             )
+
+
+def _check_credentials(options: ConnectionOptions) -> None:
+    _secrets(options, *_SECRETS)
+    _callables(options, "user_jwt_cb", "signature_cb")
+    for name in _FILES:
+        value = getattr(options, name)
+        paths = value if isinstance(value, tuple) and name == "user_credentials" else (value,)
+        if value is None or callable(value):
+            continue
+        if len(paths) > 2 or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+            raise OptionTypeError(
+                name, f"a path or a callable is needed, not {type(value).__name__}"
+            )
     if options.password is not None and options.user is None:
         raise OptionError("password", "it needs a user beside it")
-    if options.token is not None and options.user is not None:
-        raise OptionError("token", "give a token or a user, not both")
+    if options.signature_cb is not None and options.user_jwt_cb is None:
+        raise OptionError("signature_cb", "it needs a user_jwt_cb beside it")
+    given = [name for name in _WAYS if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise OptionError(given[1], f"give {given[0]} or {given[1]}, not both")
+
+
+def _check_tls(options: ConnectionOptions) -> None:
+    tls = options.tls
+    # By what it can do, since only the transport knows ssl: gevent's contexts and the standard
+    # library's, made before or after a monkey-patch, will all do.
+    if tls is not None and not isinstance(tls, TLSOptions) and not hasattr(tls, "wrap_bio"):
+        raise OptionTypeError(
+            "tls", f"an ssl.SSLContext or a TLSOptions is needed, not {type(tls).__name__}"
+        )
+    if options.tls_hostname is not None:
+        _instance(options, "tls_hostname", str)
+    if options.tls_handshake_first is not None:
+        _bools(options, "tls_handshake_first")
+
+
+def _check_local_addr(address: object) -> None:
+    if address is None:
+        return
+    if (
+        not isinstance(address, tuple)
+        or len(address) != 2
+        or not isinstance(address[0], str)
+        or isinstance(address[1], bool)
+        or not isinstance(address[1], int)
+    ):
+        raise OptionTypeError("local_addr", f"(address, port) is needed, not {address!r:.40}")
+
+
+def _refuse_pickle(options: Any, *names: str) -> Any:
+    """Secrets do not leave the process by way of a task queue."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise TypeError(f"{type(options).__name__} holds a secret ({name}) and is not pickled")
+    state = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    return _unpickle, (type(options), state)
+
+
+def _unpickle(kind: type, state: dict[str, Any]) -> Any:
+    return kind(**state)
 
 
 def _check_inbox_prefix(prefix: object) -> None:

@@ -8,6 +8,7 @@ configured it. Servers that INFO's connect_urls announced ("discovered") come an
 
 from __future__ import annotations
 
+import ipaddress
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -190,11 +191,25 @@ class ServerPool:
         return shuffled
 
     def _inherit(self, url: ServerURL) -> ServerURL:
-        """A discovered server takes the credentials of the one that announced it."""
-        if url.has_credentials or self.current is None:
+        """A discovered server is reached as the one that announced it: with its credentials, its
+        scheme and path, and, when it goes by an address, under its name in certificates."""
+        if self.current is None:
             return url
         source = self.current.url
-        return replace(url, user=source.user, password=source.password, token=source.token)
+        if not url.has_credentials:
+            url = replace(url, user=source.user, password=source.password, token=source.token)
+        name = None
+        if _is_address(url.host):
+            name = source.tls_name or (None if _is_address(source.host) else source.host)
+        return replace(url, scheme=source.scheme, path=source.path, tls_name=name)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _read_address(address: str) -> ServerURL | None:

@@ -16,7 +16,7 @@ from .info import ServerInfo
 from .message import Msg
 from .parser import Err, Event, Info, Parser, Ping, Pong
 from .pings import Pings
-from .transport import Transport
+from .transport import Link
 from .waiting import turn
 
 # A flood is read without ever blocking, so the loop would never turn: give it back after this
@@ -40,7 +40,7 @@ class Reader:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Link,
         parser: Parser,
         buffer: OutboundBuffer,
         pings: Pings,

@@ -46,10 +46,7 @@ class Seeker:
         self._bell = bell
         self._is_closing = is_closing
         self._on_failure = on_failure  # an attempt, or the user's delay callback, has failed
-        reconnect = options.reconnect
-        self._backoff = Backoff(
-            reconnect.reconnect_wait, reconnect.reconnect_max_wait, reconnect.reconnect_jitter
-        )
+        self._secure = False  # a link of this connection was TLS
         self._hurried = False
         self._cut_short = False
         self.attempts = 0
@@ -105,12 +102,12 @@ class Seeker:
         return None
 
     def _open(self, url: ServerURL) -> Opened:
-        return open_link(
-            url,
-            lambda info: self._connect_fields(url, info),
-            Deadline(self._options.connect_timeout),
-            self._options.write_timeout,
+        opened = open_link(
+            url, lambda info: self._connect_fields(url, info), self._options, self._secure
         )
+        # Once it was TLS, it stays TLS: a server that offers none any more is not believed.
+        self._secure = self._secure or opened.secure
+        return opened
 
     def _must_give_up(self, server: PoolServer) -> bool:
         """The same auth error twice from one server: waiting will not make it better."""
@@ -141,7 +138,20 @@ class Seeker:
                 return float(delay)
             if not self._is_closing():
                 self._on_failure(_bad_delay(delay))
-        return self._backoff.delay(cycle)
+        reconnect = self._options.reconnect
+        backoff = Backoff(reconnect.reconnect_wait, reconnect.reconnect_max_wait, self._jitter)
+        return backoff.delay(cycle)
+
+    @property
+    def _jitter(self) -> float:
+        """TLS costs a server more: a thousand clients come back over a longer time."""
+        secure = (
+            self._secure
+            or self._options.tls is not None
+            or any(url.is_secure for url in self._pool.servers)
+        )
+        reconnect = self._options.reconnect
+        return reconnect.reconnect_jitter_tls if secure else reconnect.reconnect_jitter
 
     # -- what may block ------------------------------------------------------------------
 

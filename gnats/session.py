@@ -19,10 +19,11 @@ from .flusher import Flusher
 from .handshake import ConnectFields, Handshake
 from .info import ServerInfo
 from .keepalive import Keepalive
+from .options import ConnectionOptions
 from .parser import Event, Parser
 from .pings import Pings
 from .reader import Reader, Sink
-from .transport import Transport, dial
+from .transport import Link, TLSTransport, Transport, dial, make_context
 from .url import ServerURL
 
 # Killed greenlets of a session end within a loop turn; the bound is for the unforeseen.
@@ -56,57 +57,107 @@ def _forget_frames(error: BaseException | None) -> None:
 class Opened:
     """A link whose handshake is over: everything a session starts from."""
 
-    __slots__ = ("early", "info", "parser", "transport", "url")
+    __slots__ = ("early", "info", "parser", "secure", "transport", "url")
 
     def __init__(
         self,
         url: ServerURL,
-        transport: Transport,
+        transport: Link,
         parser: Parser,
         info: ServerInfo,
         early: list[Event],
+        secure: bool = False,
     ) -> None:
         self.url = url
         self.transport = transport
         self.parser = parser
         self.info = info
         self.early = early
+        self.secure = secure  # it is TLS
 
 
 def open_link(
-    url: ServerURL, connect_fields: ConnectFields, deadline: Deadline, write_timeout: float
+    url: ServerURL,
+    connect_fields: ConnectFields,
+    options: ConnectionOptions,
+    secure: bool = False,
 ) -> Opened:
-    """Dial and shake hands within one deadline. Switches; leaves nothing open when it raises.
+    """Dial and shake hands within ``connect_timeout``. Switches; it leaves nothing open when it
+    raises.
 
-    Raises TransportError, TimeoutError, ProtocolError, AuthorizationError and the other
-    refusals of a server, SecureConnRequiredError.
+    *secure*: it must be TLS, whatever the URL and the options say. Raises TransportError,
+    TLSError, CertificateError, TimeoutError, ProtocolError, AuthorizationError and the other
+    refusals of a server, SecureConnWantedError, and what the user's callables raise.
     """
+    opening = Opening(url, connect_fields, options, secure)
+    deadline = Deadline(options.connect_timeout)
     limit = gevent.Timeout.start_new(deadline.remaining())
-    stage = "connecting"
-    transport = None
+    opened = None
     try:
-        transport = dial(url.host, url.port, deadline, write_timeout)
-        parser = Parser()
-        handshake = Handshake(parser, connect_fields)
-        while not handshake.done:
-            stage = f"waiting for the server's {handshake.stage}"
-            out = handshake.feed(transport.recv())
-            if out:
-                transport.send_all(out)
-        assert handshake.info is not None
-        opened = Opened(url, transport, parser, handshake.info, handshake.early)
-        transport = None
+        opened = opening.run(deadline)
         return opened
     except gevent.Timeout as exc:
         if exc is not limit:
             raise
         raise TimeoutError(
-            f"connect_timeout ({deadline.seconds} s) ran out while {stage}", deadline.seconds
+            f"connect_timeout ({deadline.seconds} s) ran out while {opening.stage}",
+            deadline.seconds,
         ) from None
     finally:
         limit.close()
-        if transport is not None:
-            transport.close()
+        if opened is None:
+            opening.abandon()
+
+
+class Opening:
+    """One attempt: the socket, TLS where it is wanted, the talk until the server's PONG."""
+
+    def __init__(
+        self,
+        url: ServerURL,
+        connect_fields: ConnectFields,
+        options: ConnectionOptions,
+        secure: bool,
+    ) -> None:
+        self._url = url
+        self._options = options
+        self._connect_fields = connect_fields
+        self._tls = secure or url.is_secure or options.tls is not None
+        self._link: Link | None = None
+        self.stage = "connecting"
+
+    def run(self, deadline: Deadline) -> Opened:
+        transport = dial(self._url.host, self._url.port, self._options, deadline)
+        self._link = transport
+        first = bool(self._options.tls_handshake_first)
+        if first:
+            self._link = self._secured(transport)
+        parser = Parser()
+        handshake = Handshake(parser, self._connect_fields, tls=self._tls or first, secured=first)
+        while not handshake.done:
+            self.stage = f"waiting for the server's {handshake.stage}"
+            out = handshake.feed(self._link.recv())
+            if handshake.awaits_tls:
+                self.stage = "shaking hands over TLS"
+                self._link = self._secured(transport)
+                out = handshake.secured()
+            if out:
+                self._link.send_all(out)
+        assert handshake.info is not None
+        secure = self._link is not transport
+        return Opened(self._url, self._link, parser, handshake.info, handshake.early, secure)
+
+    def abandon(self) -> None:
+        """Close what there is. Never raises, never switches."""
+        if self._link is not None:
+            self._link.close()
+
+    def _secured(self, transport: Transport) -> TLSTransport:
+        options = self._options
+        hostname = options.tls_hostname or self._url.tls_name or self._url.host
+        link = TLSTransport(transport, make_context(options.tls), hostname)
+        link.shake_hands()
+        return link
 
 
 class Session:

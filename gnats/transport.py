@@ -1,20 +1,34 @@
-"""The only file that touches a socket. Bytes over one TCP link, errors translated at the border.
+"""The only file that touches a socket. Bytes over one link, errors translated at the border.
 
-Room for TLS and WebSocket: they wrap what ``dial`` connects, behind the same three calls.
-Source for "each address tried": ADR-11.
+``Transport`` is a TCP link, ``TLSTransport`` one with TLS on top: the same calls, and the same
+meaning of what ``send`` returns. Source for "each address tried": ADR-11.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import os
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from gevent import get_hub, socket
+from gevent import get_hub, socket, ssl
 from gevent.hub import Waiter
 
 from .backoff import Deadline
-from .errors import TimeoutError, TransportError, UnexpectedEOF, WriteStalledError
+from .errors import (
+    CertificateError,
+    TimeoutError,
+    TLSError,
+    TransportError,
+    UnexpectedEOF,
+    WriteStalledError,
+)
+from .options import ConnectionOptions, TLSOptions
+
+logger = logging.getLogger("gnats")
 
 # 64 KiB: one recv takes what a kernel hands over at once on loopback; 128 KiB and 256 KiB
 # measured no faster, and a larger one crosses malloc's mmap threshold on every call.
@@ -24,6 +38,21 @@ _READ = 1  # the READ event of gevent's loops
 _SEND_TRIES = 8  # in one write_timeout
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _WOULD_BLOCK = (errno.EWOULDBLOCK, errno.EAGAIN)
+# The most plaintext that one TLS record holds (RFC 8446, 5.1).
+_RECORD = 16 * 1024
+_PROBES = 3  # unanswered keepalive probes of the kernel that end a link
+
+
+class Link(Protocol):
+    """What a session needs of a transport."""
+
+    def recv(self) -> bytes: ...  # pragma: no cover
+
+    def send(self, data: memoryview) -> int: ...  # pragma: no cover
+
+    def send_all(self, data: bytes) -> None: ...  # pragma: no cover
+
+    def close(self) -> None: ...  # pragma: no cover
 
 
 class Transport:
@@ -143,22 +172,194 @@ class Transport:
             raise _translate(exc, "send") from exc
 
 
-def dial(host: str, port: int, deadline: Deadline, write_timeout: float) -> Transport:
-    """Resolve *host* anew, try each of its addresses, return the first link that connects.
+class TLSTransport:
+    """TLS over a transport, through memory: OpenSSL never sees the socket.
+
+    So any SSLContext will do, whoever made it and whether before or after a monkey-patch; reader
+    and flusher share the TLS state without a lock, since none of its steps can switch; and it is
+    known to the byte what the kernel took. ``send`` takes one record at a time: a record that
+    did not leave whole cannot be read by the server, so nothing of it was processed.
+    """
+
+    def __init__(self, below: Transport, context: Any, hostname: str) -> None:
+        self._below = below
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._hostname = hostname
+        try:
+            self._tls = context.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=hostname or None
+            )
+        except (ssl.SSLError, ValueError, UnicodeError) as exc:
+            raise TLSError(f"TLS with {hostname!r} is not possible: {exc}") from exc
+
+    def shake_hands(self) -> None:
+        """Switches. Raises CertificateError, TLSError, UnexpectedEOF, TransportError."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                self._flush()
+                return
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._incoming.write(self._below.recv())
+            except ssl.SSLCertVerificationError as exc:
+                self._say_why()
+                raise CertificateError(self._hostname, exc.verify_message or str(exc)) from exc
+            except ssl.SSLError as exc:
+                self._say_why()
+                raise _translate_tls(exc) from exc
+
+    def recv(self) -> bytes:
+        """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError."""
+        while True:
+            data = self._decrypt()
+            if data:
+                return data
+            self._incoming.write(self._below.recv())
+
+    def send(self, data: memoryview) -> int:
+        """Encrypt at most one record, and hand all of it to the kernel; returns the bytes of
+        *data* in it. Switches while the kernel takes none. Raises as Transport.send does."""
+        part = data[:_RECORD]
+        try:
+            self._tls.write(part)
+        except ssl.SSLError as exc:
+            raise _translate_tls(exc) from exc
+        self._flush()
+        return len(part)
+
+    def send_all(self, data: bytes) -> None:
+        """Hand over all of *data*, as in the handshake, where nothing is counted."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send(view) :]
+
+    def close(self) -> None:
+        """Close at once, without a TLS goodbye. Never raises, never switches."""
+        self._below.close()
+
+    def _decrypt(self) -> bytes:
+        """All that has arrived and can be read; b"" when a record is not complete yet."""
+        pieces = []
+        try:
+            while True:
+                piece = self._tls.read(RECV_SIZE)
+                if not piece:
+                    break
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return b"".join(pieces)
+        except ssl.SSLError as exc:
+            if not pieces:
+                if isinstance(exc, (ssl.SSLZeroReturnError, ssl.SSLEOFError)):
+                    raise UnexpectedEOF from exc
+                raise _translate_tls(exc) from exc
+        if not pieces:
+            raise UnexpectedEOF
+        return b"".join(pieces)  # the end, or the error, comes again behind these
+
+    def _flush(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            self._below.send_all(data)
+
+    def _say_why(self) -> None:
+        """Let the alert out that tells the server why; if it cannot go, so be it."""
+        try:
+            self._flush()
+        except TransportError:
+            pass
+
+
+def make_context(tls: Any) -> Any:
+    """The SSLContext for one attempt: what the user made, or a new one from TLSOptions, whose
+    files are read now. None gives the system's defaults. Raises TLSError."""
+    if tls is not None and not isinstance(tls, TLSOptions):
+        return tls
+    options = tls or TLSOptions()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+    context.minimum_version = versions[options.minimum_version]
+    if not options.verify:
+        logger.warning(
+            "gnats: TLS without verification: anybody on the way can read and change everything"
+        )
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    _load(context, options)
+    return context
+
+
+def _load(context: Any, options: TLSOptions) -> None:
+    try:
+        if options.ca is None:
+            context.load_default_certs()
+        elif os.path.isdir(options.ca):
+            context.load_verify_locations(capath=os.fspath(options.ca))
+        else:
+            context.load_verify_locations(cafile=os.fspath(options.ca))
+    except (OSError, ssl.SSLError) as exc:
+        raise TLSError(
+            f"tls: the ca {os.fspath(options.ca or '')!r} cannot be used: {exc}"
+        ) from exc
+    try:
+        if options.cert is not None:
+            context.load_cert_chain(options.cert, options.key, options.key_password or _no_password)
+    except (OSError, ssl.SSLError) as exc:
+        names = f"{os.fspath(options.cert)!r}" if options.cert else ""
+        raise TLSError(f"tls: the cert {names} and its key cannot be used: {exc}") from exc
+    if options.ciphers is not None:
+        try:
+            context.set_ciphers(options.ciphers)
+        except ssl.SSLError as exc:
+            raise TLSError(f"tls: the ciphers {options.ciphers!r} cannot be used: {exc}") from exc
+
+
+def _no_password() -> str:
+    # Without one OpenSSL would ask at the terminal, and hold the whole process.
+    raise TLSError("tls: the key is encrypted: give its key_password")
+
+
+def _translate_tls(exc: Exception) -> TLSError:
+    reason = getattr(exc, "reason", None)
+    text = str(reason).replace("_", " ").lower() if reason else str(exc)
+    return TLSError(f"TLS failed: {text}")
+
+
+def dial(host: str, port: int, options: ConnectionOptions, deadline: Deadline) -> Transport:
+    """Connect: by the user's ``dialer``, or to each address of *host*, resolved anew, in turn.
 
     Switches. Raises TransportError with the reason of the last address, or TimeoutError when
     the deadline comes first; each address gets its share of the time that is left.
     """
+    if options.dialer is not None:
+        sock = _adopt(options.dialer, host, port, deadline)
+        return Transport(_tuned(sock, options), options.write_timeout)
     addresses = _resolve(host, port)
     last: Exception | None = None
     for index, (family, address) in enumerate(addresses):
         remaining = deadline.remaining()
         share = None if remaining is None else remaining / (len(addresses) - index)
         try:
-            return Transport(_connect(family, address, share), write_timeout)
+            sock = _connect(family, address, share, options.local_addr)
+            return Transport(_tuned(sock, options), options.write_timeout)
         except OSError as exc:
             last = exc
     raise _translate(last, f"connect to {host}:{port}") from last
+
+
+def _adopt(dialer: Callable[..., Any], host: str, port: int, deadline: Deadline) -> Any:
+    """A socket from the user's callable; its own errors, but for the time-outs, pass through."""
+    try:
+        sock = dialer(host, port, deadline.remaining() or 0.0)
+    except OSError as exc:
+        raise _translate(exc, f"connect to {host}:{port} by the dialer") from exc
+    if not all(hasattr(sock, name) for name in ("fileno", "recv", "send", "close", "settimeout")):
+        raise TransportError(
+            f"the dialer must return a connected socket, not {type(sock).__name__}"
+        )
+    return sock
 
 
 def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
@@ -174,26 +375,63 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no host name"
         raise TransportError(f"cannot resolve {host!r}: {reason}") from exc
-    unique = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    unique: list[tuple[int, tuple[object, ...]]]
+    unique = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     if not unique:
         raise TransportError(f"cannot resolve {host!r}: it has no address")
-    return list(unique)
+    random.shuffle(unique)  # so that many clients spread over the addresses of one name
+    return unique
 
 
-def _connect(family: int, address: tuple[object, ...], timeout: float | None) -> socket.socket:
+def _connect(
+    family: int,
+    address: tuple[object, ...],
+    timeout: float | None,
+    local_addr: tuple[str, int] | None,
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
+        if local_addr is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(local_addr)
         sock.connect(address)
         if sock.getsockname() == sock.getpeername():
             # A port of the ephemeral range on which nobody listens can answer itself.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
-        sock.settimeout(0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _tuned(sock: socket.socket, options: ConnectionOptions) -> socket.socket:
+    """Make *sock* ready: it never blocks, sends at once, and the kernel watches it if asked to."""
+    try:
+        sock.settimeout(0)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _watch(sock, options)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _watch(sock: socket.socket, options: ConnectionOptions) -> None:
+    if options.tcp_keepalive is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        seconds = max(1, round(options.tcp_keepalive))
+        for name, value in (
+            ("TCP_KEEPIDLE", seconds),
+            ("TCP_KEEPINTVL", max(1, seconds // _PROBES)),
+            ("TCP_KEEPCNT", _PROBES),
+        ):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if options.tcp_user_timeout is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = max(1, round(options.tcp_user_timeout * 1000))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _translate(exc: BaseException | None, doing: str) -> Exception:

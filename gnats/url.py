@@ -1,7 +1,8 @@
 """One server's address, read from what a person writes. Values only: nothing is resolved.
 
-Accepted: ``nats://host:port``, ``host:port``, ``host``, IPv6 in brackets, and credentials as
-``user:password@`` or ``token@``, percent-encoded where they must be.
+Accepted: ``nats://host:port``, ``tls://``, ``ws://host:port/path``, ``wss://``, ``host:port``,
+``host``, IPv6 in brackets, and credentials as ``user:password@`` or ``token@``, percent-encoded
+where they must be.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Union
+from typing import Any, Union
 from urllib.parse import unquote, urlsplit
 
 from .errors import BadURLError
@@ -29,6 +30,20 @@ class ServerURL:
     user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    scheme: str = "nats"  #: "nats", "tls", "ws" or "wss"
+    path: str = ""  #: of a WebSocket
+    #: The name its certificate must be for, where that is not ``host``: a server discovered by its
+    #: IP address has the name of the one that announced it.
+    tls_name: str | None = None
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the URL itself asks for TLS."""
+        return self.scheme in ("tls", "wss")
+
+    @property
+    def is_websocket(self) -> bool:
+        return self.scheme in ("ws", "wss")
 
     @property
     def address(self) -> str:
@@ -37,12 +52,27 @@ class ServerURL:
         return f"{host}:{self.port}"
 
     def __str__(self) -> str:
-        return f"nats://{self.address}"
+        return f"{self.scheme}://{self.address}{self.path}"
 
     @property
     def has_credentials(self) -> bool:
         return self.user is not None or self.token is not None
 
+    def __reduce__(self) -> Any:
+        if self.has_credentials:
+            raise TypeError("a ServerURL that holds credentials is not pickled")
+        facts = (self.host, self.port, None, None, None, self.scheme, self.path, self.tls_name)
+        return ServerURL, facts
+
+    def __copy__(self) -> ServerURL:
+        return self  # frozen
+
+    def __deepcopy__(self, memo: object) -> ServerURL:
+        return self
+
+
+#: Scheme to default port.
+_PORTS = {"nats": DEFAULT_PORT, "tls": DEFAULT_PORT, "ws": 80, "wss": 443}
 
 # What may stand behind the "@"; urllib's int() takes signs, underscores and other alphabets.
 _PORT = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::[0-9]{1,5})?")
@@ -66,18 +96,22 @@ def parse_url(text: str) -> ServerURL:
     except ValueError as exc:
         raise BadURLError(f"{_without_secrets(text)}: {_reason(exc)}") from None
     shown = _without_secrets(text)
-    if parts.scheme != "nats":
-        raise BadURLError(f"{shown}: scheme {parts.scheme!r} is not known; use nats://")
+    if parts.scheme not in _PORTS:
+        raise BadURLError(
+            f"{shown}: scheme {parts.scheme!r} is not known; use nats://, tls://, ws:// or wss://"
+        )
     if "," in parts.netloc:
         raise BadURLError(f"{shown}: several servers are a list, or one str with commas")
     if not host or "[" in host or "]" in host:
         raise BadURLError(f"{shown}: it names no host")
     if port == 0 or not _PORT.fullmatch(parts.netloc.rpartition("@")[2]):
         raise BadURLError(f"{shown}: the port must be 1 to 65535")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
+    path = "" if parts.path == "/" else parts.path
+    if parts.query or parts.fragment or (path and not parts.scheme.startswith("ws")):
         raise BadURLError(f"{shown}: nothing may follow the port")
     user, password, token = _credentials(parts.username, parts.password)
-    return ServerURL(host, DEFAULT_PORT if port is None else port, user, password, token)
+    port = _PORTS[parts.scheme] if port is None else port
+    return ServerURL(host, port, user, password, token, parts.scheme, path)
 
 
 def parse_servers(servers: Servers) -> list[ServerURL]:
@@ -90,7 +124,20 @@ def parse_servers(servers: Servers) -> list[ServerURL]:
     urls = [parse_url(text) for text in texts]
     if not urls:
         raise BadURLError("the list of servers is empty")
+    check_one_kind(urls)
     return list({url.address: url for url in urls}.values())
+
+
+def check_one_kind(urls: Iterable[ServerURL]) -> None:
+    """WebSocket servers and others cannot stand in one pool: what one of them announces would
+    not fit the others. Raises BadURLError, which names two that differ."""
+    first: ServerURL | None = None
+    for url in urls:
+        first = first or url
+        if url.is_websocket != first.is_websocket:
+            raise BadURLError(
+                f"{first} and {url}: WebSocket servers and others do not mix in one connection"
+            )
 
 
 def _credentials(

@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 
-from gnats.auth import Credentials
+from gnats import auth
 from gnats.errors import OptionError
+from gnats.options import ConnectionOptions
 from gnats.url import ServerURL, parse_url
 
 pytestmark = pytest.mark.sansio
 
 HERE = ServerURL("h")
+
+
+def Credentials(**fields: Any) -> auth.Credentials:  # noqa: N802
+    return auth.Credentials(ConnectionOptions(**fields))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,10 @@ def test_a_callable_that_raises_is_heard() -> None:
 
 
 def test_nothing_is_shown() -> None:
-    for credentials in (Credentials("u5er", "hunter2"), Credentials(token="hunter2")):
+    for credentials in (
+        Credentials(user="u5er", password="hunter2"),
+        Credentials(token="hunter2"),
+    ):
         for shown in (repr(credentials), str(credentials)):
             assert "hunter2" not in shown
             assert "u5er" not in shown

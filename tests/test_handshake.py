@@ -15,6 +15,7 @@ from gnats.errors import (
     MaxConnectionsError,
     ProtocolError,
     SecureConnRequiredError,
+    SecureConnWantedError,
     ServerError,
 )
 from gnats.handshake import Handshake
@@ -194,15 +195,70 @@ def test_the_words_count_more_than_the_garbage_behind_them(wire: bytes, kind: ty
 # -- TLS ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("behind", [b"", b"PONG\r\n", b"PING\r\n", b"+OK\r\n"])
-def test_a_server_that_requires_tls_gets_nothing_in_clear(behind: bytes) -> None:
-    def never(info: ServerInfo) -> dict[str, Any]:
-        pytest.fail("credentials were asked for")
+def never(info: ServerInfo) -> dict[str, Any]:
+    pytest.fail("credentials were asked for")
 
-    handshake = machine(never)
-    with pytest.raises(SecureConnRequiredError):
-        handshake.feed(b'INFO {"tls_required":true}\r\n' + behind)
+
+TLS_INFO = b'INFO {"tls_required":true}\r\n'
+TLS_OFFER = b'INFO {"tls_available":true}\r\n'
+
+
+@pytest.mark.parametrize(("info", "tls"), [(TLS_INFO, False), (TLS_INFO, True), (TLS_OFFER, True)])
+def test_tls_comes_before_connect(info: bytes, tls: bool) -> None:
+    handshake = Handshake(Parser(), lambda _: {"a": 1}, tls=tls)
+    for byte in info[:-1]:
+        assert handshake.feed(bytes([byte])) == b""
+        assert not handshake.awaits_tls
+    assert handshake.feed(info[-1:]) == b""
+    assert handshake.awaits_tls
+    assert handshake.stage == "TLS handshake"
+    assert handshake.secured() == b'CONNECT {"a":1}\r\nPING\r\n'
+    assert not handshake.awaits_tls
+    assert handshake.feed(b"PONG\r\n") == b""
+    assert handshake.done
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"PONG\r\n",
+        b"PING\r\n",
+        b"+OK\r\n",
+        b"P",
+        b"-ERR 'Authorization Violation'\r\n",
+        b"-ERR 'Authorization Violation'\r\ngarbage\r\n",
+        b"INFO {}\r\n",
+        b"\x16\x03\x03",
+    ],
+)
+@pytest.mark.parametrize(("info", "tls"), [(TLS_INFO, False), (TLS_INFO, True), (TLS_OFFER, True)])
+def test_nothing_in_clear_stands_behind_the_info_of_tls(
+    info: bytes, tls: bool, behind: bytes
+) -> None:
+    handshake = Handshake(Parser(), never, tls=tls)
+    with pytest.raises(ProtocolError):
+        handshake.feed(info + behind)
     assert not handshake.done
+
+
+def test_a_server_without_tls_is_refused_where_tls_is_wanted() -> None:
+    with pytest.raises(SecureConnWantedError):
+        Handshake(Parser(), never, tls=True).feed(INFO)
+
+
+def test_a_link_that_is_tls_from_the_first_byte_may_say_more_behind_info() -> None:
+    handshake = Handshake(Parser(), lambda _: {}, tls=True, secured=True)
+    assert handshake.feed(TLS_INFO + b"PING\r\n") == b"CONNECT {}\r\nPING\r\nPONG\r\n"
+    with pytest.raises(AuthorizationError):
+        handshake.feed(b"-ERR 'Authorization Violation'\r\n")
+
+
+def test_refused_credentials_in_clear_are_not_believed_where_tls_is_wanted() -> None:
+    """Believed twice they would end the connection for good, and anybody can send them."""
+    with pytest.raises(ProtocolError):
+        Handshake(Parser(), never, tls=True).feed(b"-ERR 'Authorization Violation'\r\n")
+    with pytest.raises(MaxConnectionsError):
+        Handshake(Parser(), never, tls=True).feed(b"-ERR 'maximum connections exceeded'\r\n")
 
 
 def test_a_server_that_offers_tls_is_spoken_to() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import ssl
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +17,7 @@ from gnats.options import (
     Callbacks,
     ConnectionOptions,
     ReconnectOptions,
+    TLSOptions,
     from_fields,
 )
 
@@ -37,6 +40,7 @@ BOOL = Kind([True, False], [None, 0, 1, "yes", [], 1.0], [])
 SECONDS = Kind([0, 0.0, 1, 2.5, 1e9], [None, "1", True, [1], b"1"], [-1, -0.001, NAN, INF, -INF])
 POSITIVE = Kind([0.001, 1, 2.5], [None, "1", True, [1], 1j], [0, 0.0, -1, NAN, INF, 10**400])
 OPTIONAL = Kind([None, 0, 5.0], ["1", True, [1]], [-1, NAN, INF])
+OPTIONAL_POSITIVE = Kind([None, 0.5, 5], ["1", True, [1]], [0, -1, NAN, INF])
 CALLBACK = Kind([None, print, lambda *args: None], [0, 1, "print", [], True], [])
 SECRET = Kind([None, "x", "", lambda: "x"], [0, 5, True, b"x", ["x"]], [])
 
@@ -94,6 +98,32 @@ FIELDS = {
     "user": Field("", None, SECRET),
     "password": Field("", None, SECRET),
     "token": Field("", None, SECRET),
+    "user_credentials": Field(
+        "",
+        None,
+        Kind([None, "a.creds", Path("a"), ("a", "b"), lambda: "a"], [5, b"x", ["a"], ("a", 5)], []),
+    ),
+    "nkeys_seed": Field(
+        "", None, Kind([None, "a.nk", Path("a"), lambda: "a"], [5, b"x", ["a"], ("a", "b")], [])
+    ),
+    "nkeys_seed_str": Field("", None, SECRET),
+    "user_jwt_cb": Field("", None, CALLBACK),
+    "signature_cb": Field("", None, CALLBACK),
+    "tls": Field(
+        "",
+        None,
+        Kind([None, TLSOptions(), ssl.create_default_context()], [True, "yes", {}, TLSOptions], []),
+    ),
+    "tls_hostname": Field("", None, Kind([None, "a.example"], [5, True, b"x"], [])),
+    "tls_handshake_first": Field("", None, Kind([None, True, False], [0, 1, "yes", []], [])),
+    "dialer": Field("", None, CALLBACK),
+    "local_addr": Field(
+        "",
+        None,
+        Kind([None, ("127.0.0.1", 0)], ["127.0.0.1", ("a",), ("a", "b"), ("a", True), (1, 2)], []),
+    ),
+    "tcp_keepalive": Field("", None, OPTIONAL_POSITIVE),
+    "tcp_user_timeout": Field("", None, OPTIONAL_POSITIVE),
     "name": Field("", "", Kind(["", "x", "ü"], [None, 5, b"x", ["x"]], [])),
     "verbose": Field("", False, BOOL),
     "pedantic": Field("", False, BOOL),
@@ -110,7 +140,10 @@ FIELDS = {
 }
 
 # What a field needs beside it.
-BESIDE: dict[str, dict[str, Any]] = {"password": {"user": "u"}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "password": {"user": "u"},
+    "signature_cb": {"user_jwt_cb": lambda: "jwt"},
+}
 
 
 def build(name: str, value: Any, flat: bool = False) -> ConnectionOptions:

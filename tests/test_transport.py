@@ -16,6 +16,7 @@ from gevent import socket
 
 from gnats import errors, transport
 from gnats.backoff import Deadline
+from gnats.options import ConnectionOptions
 from gnats.testing import FakeClient, FakeServer, free_port, hold, wait_until
 from gnats.transport import Transport, dial
 
@@ -24,7 +25,7 @@ LINUX = sys.platform.startswith("linux")
 
 
 def open_to(port: int, host: str = "127.0.0.1", write_timeout: float = 5.0) -> Transport:
-    return dial(host, port, Deadline(5), write_timeout)
+    return dial(host, port, ConnectionOptions(write_timeout=write_timeout), Deadline(5))
 
 
 @pytest.fixture
@@ -333,7 +334,7 @@ def full_port() -> Iterator[int]:
 def test_a_connect_that_takes_too_long(full_port: int) -> None:
     began = monotonic()
     with pytest.raises(errors.TimeoutError, match="timed out"):
-        dial("127.0.0.1", full_port, Deadline(0.2), 5)
+        dial("127.0.0.1", full_port, ConnectionOptions(), Deadline(0.2))
     assert 0.15 < monotonic() - began < 0.2 + SLACK
 
 
@@ -343,13 +344,13 @@ def test_a_silent_address_leaves_time_for_the_next(
 ) -> None:
     resolve_to(monkeypatch, ("127.0.0.1", full_port), ("127.0.0.1", server.port))
     began = monotonic()
-    dial("cluster.example", 4222, Deadline(0.6), 5).close()
+    dial("cluster.example", 4222, ConnectionOptions(), Deadline(0.6)).close()
     assert 0.25 < monotonic() - began < 0.3 + SLACK
 
 
 def test_a_deadline_that_is_over() -> None:
     with pytest.raises((errors.TimeoutError, errors.TransportError)):
-        dial("127.0.0.1", free_port(), Deadline(0), 5)
+        dial("127.0.0.1", free_port(), ConnectionOptions(), Deadline(0))
 
 
 def test_errors_of_the_system_keep_their_words() -> None:
