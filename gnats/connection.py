@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-from . import commands
+from . import commands, websocket
 from ._version import __version__
 from .auth import Credentials
 from .backoff import Deadline
@@ -103,7 +103,7 @@ class Connection:
             options.reconnect.ignore_discovered_servers,
         )
         if options.servers is not None:
-            self._pool.replace(parse_servers(options.servers))
+            self._pool.replace(_checked(parse_servers(options.servers)))
         self._credentials = Credentials(options)
         self._credentials.check()
         self._reconnector = Reconnector(
@@ -152,7 +152,7 @@ class Connection:
         return self
 
     def _add_first(self, servers: Servers) -> None:
-        first = parse_servers(servers) if servers is not None else []
+        first = _checked(parse_servers(servers)) if servers is not None else []
         urls: dict[str, ServerURL] = {}
         for url in [*first, *self._pool.servers]:
             urls.setdefault(url.address, url)  # the credentials given last count
@@ -169,7 +169,7 @@ class Connection:
         if self.is_closed:
             raise ConnectionClosedError
         added = parse_url(url)
-        check_one_kind([*self._pool.servers, added])
+        check_one_kind(_checked([*self._pool.servers, added]))
         if self._pool.add(added):
             self._reconnector.servers_changed()
 
@@ -180,7 +180,7 @@ class Connection:
             raise ConnectionClosedError
         if urls is None:
             raise BadURLError("set_servers needs at least one")
-        servers = parse_servers(urls)
+        servers = _checked(parse_servers(urls))
         check_one_kind([*servers, *self._pool.discovered])
         self._pool.replace(servers)
         self._reconnector.servers_changed()
@@ -769,6 +769,13 @@ def connect(
     OptionError, and TypeError for a field that no group has.
     """
     return Connection(options, **fields).connect(servers)
+
+
+def _checked(urls: list[ServerURL]) -> list[ServerURL]:
+    """Refuse WebSocket servers now, not at each attempt, when the package for it is missing."""
+    if any(url.is_websocket for url in urls):
+        websocket.require()
+    return urls
 
 
 def _check_count(name: str, value: object, at_least: int) -> None:

@@ -124,10 +124,14 @@ class Flusher:
 
     def _send(self, data: bytes) -> None:
         buffer, send = self._buffer, self._transport.send
-        sent = send(memoryview(data))
-        if sent < len(data):
-            view = memoryview(data)
-            while sent < len(data):
-                buffer.offset = sent
-                sent += send(view[sent:])
-        buffer.offset = sent
+        try:
+            sent = send(memoryview(data))
+            if sent < len(data):
+                view = memoryview(data)
+                while sent < len(data):
+                    buffer.offset = sent
+                    sent += send(view[sent:])
+            buffer.offset = sent
+        finally:
+            # What the server may have read of a send that failed is not sent again by default.
+            buffer.offset += self._transport.in_doubt

@@ -45,6 +45,7 @@ class Handshake:
         self.done = False
         #: The link must become TLS now; call ``secured`` when it is.
         self.awaits_tls = False
+        self.used_tls = False  # it did become TLS
         #: What came behind the PONG in the same bytes; the reader's first work.
         self.early: list[Event] = []
 
@@ -72,7 +73,7 @@ class Handshake:
     def secured(self) -> bytes:
         """The link is TLS now; return what must be sent."""
         assert self.info is not None
-        self.awaits_tls, self._secured = False, True
+        self.awaits_tls, self._secured, self.used_tls = False, True, True
         return self._connect(self.info)
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -157,6 +158,10 @@ class ConnectionOptions:
     #: True: TLS before the server's INFO; the server must be configured for it too.
     tls_handshake_first: bool | None = None
 
+    #: Headers of a WebSocket's upgrade request: name to value, or to several.
+    ws_connection_headers: Mapping[str, str | list[str]] | None = field(default=None, repr=False)
+    ws_compression: bool = True  #: compress a WebSocket's messages where the server takes them so
+
     #: ``cb(host, port, timeout) -> socket``: a connected gevent socket, through a proxy say.
     dialer: Callable[[str, int, float], Any] | None = None
     local_addr: tuple[str, int] | None = None  #: (address, port) to connect from; port 0: any
@@ -186,6 +191,8 @@ class ConnectionOptions:
         _instance(self, "name", str)
         _check_credentials(self)
         _check_tls(self)
+        _check_ws_headers(self.ws_connection_headers)
+        _bools(self, "ws_compression")
         _seconds(self, "tcp_keepalive", "tcp_user_timeout", optional=True, positive=True)
         _callables(self, "dialer")
         _check_local_addr(self.local_addr)
@@ -360,6 +367,27 @@ def _check_tls(options: ConnectionOptions) -> None:
         _instance(options, "tls_hostname", str)
     if options.tls_handshake_first is not None:
         _bools(options, "tls_handshake_first")
+
+
+def _check_ws_headers(headers: object) -> None:
+    name = "ws_connection_headers"
+    if headers is None:
+        return
+    if not isinstance(headers, Mapping):
+        raise OptionTypeError(name, f"a mapping is needed, not {type(headers).__name__}")
+    for key, values in headers.items():
+        each = [values] if isinstance(values, str) else values
+        if not isinstance(each, (list, tuple)) or not all(isinstance(v, str) for v in each):
+            raise OptionTypeError(name, f"the value of {key!r:.40} must be a str or a list of them")
+        if not isinstance(key, str) or not _TOKEN.fullmatch(key):
+            raise OptionError(name, f"{key!r:.40} is no name of an HTTP header")
+        if any(not _HEADER_VALUE.fullmatch(value) for value in each):
+            raise OptionError(name, f"the value of {key!r:.40} holds what HTTP does not allow")
+
+
+# Source: RFC 9110, 5.1 and 5.5.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
 
 
 def _check_local_addr(address: object) -> None:

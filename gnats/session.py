@@ -23,8 +23,16 @@ from .options import ConnectionOptions
 from .parser import Event, Parser
 from .pings import Pings
 from .reader import Reader, Sink
-from .transport import Link, TLSTransport, Transport, dial, make_context
+from .transport import (
+    Link,
+    TLSTransport,
+    Transport,
+    WebSocketTransport,
+    dial,
+    make_context,
+)
 from .url import ServerURL
+from .websocket import WebSocket
 
 # Killed greenlets of a session end within a loop turn; the bound is for the unforeseen.
 JOIN_TIMEOUT = 1.0
@@ -127,11 +135,14 @@ class Opening:
         self.stage = "connecting"
 
     def run(self, deadline: Deadline) -> Opened:
-        transport = dial(self._url.host, self._url.port, self._options, deadline)
+        url = self._url
+        transport = dial(url.host, url.port, self._options, deadline)
         self._link = transport
-        first = bool(self._options.tls_handshake_first)
+        first = bool(self._options.tls_handshake_first) or url.scheme == "wss"
         if first:
             self._link = self._secured(transport)
+        if url.is_websocket:
+            self._link = self._upgraded(self._link)
         parser = Parser()
         handshake = Handshake(parser, self._connect_fields, tls=self._tls or first, secured=first)
         while not handshake.done:
@@ -144,13 +155,22 @@ class Opening:
             if out:
                 self._link.send_all(out)
         assert handshake.info is not None
-        secure = self._link is not transport
+        secure = first or handshake.used_tls
         return Opened(self._url, self._link, parser, handshake.info, handshake.early, secure)
 
     def abandon(self) -> None:
         """Close what there is. Never raises, never switches."""
         if self._link is not None:
             self._link.close()
+
+    def _upgraded(self, below: Link) -> WebSocketTransport:
+        self.stage = "opening the WebSocket"
+        options = self._options
+        websocket = WebSocket(self._url, options.ws_connection_headers, options.ws_compression)
+        link = WebSocketTransport(below, websocket)
+        self._link = link  # so that it is closed whatever comes
+        link.shake_hands()
+        return link
 
     def _secured(self, transport: Transport) -> TLSTransport:
         options = self._options
@@ -182,6 +202,7 @@ class Session:
         self.generation = generation
         self.exit = ExitSignal(on_exit)
         self.pings = Pings(buffer, on_room)
+        opened.transport.on_owing = self.pings.ping  # a frame of ours carries the answer
         self.restored = False  # all that the link had to be told first has left
         self.lame_duck = False
         self._last_words: tuple[int, Exception] | None = None

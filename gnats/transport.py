@@ -27,6 +27,7 @@ from .errors import (
     WriteStalledError,
 )
 from .options import ConnectionOptions, TLSOptions
+from .websocket import WebSocket
 
 logger = logging.getLogger("gnats")
 
@@ -40,11 +41,20 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _WOULD_BLOCK = (errno.EWOULDBLOCK, errno.EAGAIN)
 # The most plaintext that one TLS record holds (RFC 8446, 5.1).
 _RECORD = 16 * 1024
+# Payload of one WebSocket frame: large enough that masking and its header cost little, small
+# enough that what a broken link leaves in doubt stays small.
+_FRAME = 64 * 1024
 _PROBES = 3  # unanswered keepalive probes of the kernel that end a link
 
 
 class Link(Protocol):
     """What a session needs of a transport."""
+
+    #: Bytes of a failing ``send`` that the server may have read all the same, beyond those that
+    #: the kernel took whole.
+    in_doubt: int
+    #: Called when the server must be answered below NATS: something must be sent soon.
+    on_owing: Callable[[], None]
 
     def recv(self) -> bytes: ...  # pragma: no cover
 
@@ -58,6 +68,8 @@ class Link(Protocol):
 class Transport:
     """One connected link. Made by ``dial``; the session that owns it closes it."""
 
+    in_doubt = 0
+
     def __init__(self, sock: socket.socket, write_timeout: float) -> None:
         self._sock = sock
         self._write_timeout = write_timeout
@@ -70,6 +82,7 @@ class Transport:
         self._reader: Waiter[None] | None = None  # who waits for bytes
         # A reset that a send was told of: the kernel tells each error once, then only the end.
         self._reset: OSError | None = None
+        self.on_owing: Callable[[], None] = _nothing
 
     def recv(self) -> bytes:
         """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError."""
@@ -181,8 +194,11 @@ class TLSTransport:
     did not leave whole cannot be read by the server, so nothing of it was processed.
     """
 
+    in_doubt = 0
+
     def __init__(self, below: Transport, context: Any, hostname: str) -> None:
         self._below = below
+        self.on_owing: Callable[[], None] = _nothing
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._hostname = hostname
@@ -270,6 +286,57 @@ class TLSTransport:
             self._flush()
         except TransportError:
             pass
+
+
+class WebSocketTransport:
+    """WebSocket frames over another link. A frame that left in part may have been read in part."""
+
+    def __init__(self, below: Link, websocket: WebSocket) -> None:
+        self._below = below
+        self._websocket = websocket
+        self._early = b""
+        self.in_doubt = 0
+        self.on_owing: Callable[[], None] = _nothing
+
+    def shake_hands(self) -> None:
+        """The upgrade. Switches. Raises TransportError, ProtocolError, UnexpectedEOF."""
+        self._below.send_all(self._websocket.request())
+        while not self._websocket.is_open:
+            self._early += self._websocket.feed(self._below.recv())
+
+    def recv(self) -> bytes:
+        """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError,
+        ProtocolError."""
+        data, self._early = self._early, b""
+        while not data:
+            data = self._websocket.feed(self._below.recv())
+            if self._websocket.owes_reply:
+                self.on_owing()
+        return data
+
+    def send(self, data: memoryview) -> int:
+        """Hand one frame to the kernel, whole; returns the bytes of *data* in it. Switches while
+        the kernel takes none. Raises as Transport.send does."""
+        part = data[:_FRAME]
+        frame = self._websocket.frame(bytes(part))
+        self.in_doubt = len(part)
+        self._below.send_all(frame)
+        self.in_doubt = 0
+        return len(part)
+
+    def send_all(self, data: bytes) -> None:
+        """Hand over all of *data*, as in the handshake, where nothing is counted."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send(view) :]
+
+    def close(self) -> None:
+        """Close at once, without a goodbye. Never raises, never switches."""
+        self._below.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def make_context(tls: Any) -> Any:

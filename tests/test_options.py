@@ -116,6 +116,16 @@ FIELDS = {
     ),
     "tls_hostname": Field("", None, Kind([None, "a.example"], [5, True, b"x"], [])),
     "tls_handshake_first": Field("", None, Kind([None, True, False], [0, 1, "yes", []], [])),
+    "ws_connection_headers": Field(
+        "",
+        None,
+        Kind(
+            [None, {}, {"A": "b"}, {"A": ["b", "c"]}],
+            ["A: b", 5, [("A", "b")], {"A": 5}, {"A": [5]}],
+            [{"A b": "c"}, {"": "c"}, {"A": "b\r\nC: d"}, {"A\n": "b"}],
+        ),
+    ),
+    "ws_compression": Field("", True, BOOL),
     "dialer": Field("", None, CALLBACK),
     "local_addr": Field(
         "",

@@ -1,0 +1,137 @@
+"""WebSocket framing, as a machine: bytes in, bytes out. No socket. wsproto does the framing.
+
+The upgrade, then binary frames in both directions; what the frames hold is one stream of bytes
+for the parser. Source: RFC 6455, RFC 7692 (permessage-deflate).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import MissingExtraError, ProtocolError, TransportError, UnexpectedEOF
+from .url import ServerURL
+
+HeaderLines = Mapping[str, "str | list[str]"]
+
+
+class WebSocket:
+    """The client's side of one WebSocket. Never switches."""
+
+    def __init__(self, url: ServerURL, headers: HeaderLines | None, compression: bool) -> None:
+        self._wsproto = _wsproto()
+        self._connection = self._wsproto.WSConnection(self._wsproto.ConnectionType.CLIENT)
+        self._url = url
+        self._headers = headers or {}
+        self._compression = compression
+        self._replies = b""
+        self._compresses = False  # both sides agreed to
+        self.is_open = False
+
+    def request(self) -> bytes:
+        """The upgrade request; send it first."""
+        extensions = []
+        if self._compression:
+            # No context from one message to the next: it is what nats-server speaks, and it
+            # bounds the memory of both sides.
+            extensions.append(
+                self._wsproto.extensions.PerMessageDeflate(
+                    client_no_context_takeover=True, server_no_context_takeover=True
+                )
+            )
+        request = self._wsproto.events.Request(
+            host=self._url.address,
+            target=self._url.path or "/",
+            extensions=extensions,
+            extra_headers=self._header_lines(),
+        )
+        return bytes(self._connection.send(request))
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the server's bytes; return what its frames held. Raises TransportError when it
+        refuses the upgrade, UnexpectedEOF when it says goodbye, ProtocolError."""
+        held: list[bytes | bytearray] = []
+        try:
+            self._connection.receive_data(data)
+            for event in self._connection.events():
+                self._on_event(event, held)
+        except self._wsproto.utilities.RemoteProtocolError as exc:
+            raise ProtocolError(f"the server broke the WebSocket protocol: {exc}") from exc
+        return b"".join(held)
+
+    def frame(self, data: bytes) -> bytes:
+        """*data* as one binary frame, masked, behind what the server must be answered."""
+        replies, self._replies = self._replies, b""
+        if self._compresses:
+            message = self._wsproto.events.BytesMessage(data=data)
+            return replies + bytes(self._connection.send(message))
+        return replies + masked_frame(data, os.urandom(4))
+
+    @property
+    def owes_reply(self) -> bool:
+        """Whether the server asked for something; the next ``frame`` carries the answer."""
+        return bool(self._replies)
+
+    # -- inside --------------------------------------------------------------------------
+
+    def _on_event(self, event: Any, held: list[bytes | bytearray]) -> None:
+        events = self._wsproto.events
+        if isinstance(event, events.BytesMessage):
+            held.append(event.data)
+        elif isinstance(event, events.TextMessage):
+            held.append(event.data.encode())
+        elif isinstance(event, events.AcceptConnection):
+            self.is_open = True
+            self._compresses = bool(event.extensions)
+        elif isinstance(event, events.Ping):
+            if len(self._replies) < 1000:  # a server that asks and never reads heaps up nothing
+                self._replies += bytes(self._connection.send(event.response()))
+        elif isinstance(event, events.CloseConnection):
+            raise UnexpectedEOF(
+                f"the server closed the WebSocket ({event.code} {event.reason or ''})"
+            )
+        elif isinstance(event, events.RejectConnection):
+            raise TransportError(f"the server refused the WebSocket: HTTP {event.status_code}")
+
+    def _header_lines(self) -> list[tuple[bytes, bytes]]:
+        lines = []
+        for name, values in self._headers.items():
+            for value in [values] if isinstance(values, str) else values:
+                lines.append((name.encode("latin-1"), value.encode("latin-1")))
+        return lines
+
+
+def masked_frame(data: bytes, key: bytes) -> bytes:
+    """One whole binary frame of a client (RFC 6455, 5.2 and 5.3).
+
+    The one part of the framing that is done here: wsproto masks 64 KiB in 600 µs, and one
+    exclusive or of two large numbers takes 20.
+    """
+    size = len(data)
+    if size < 126:
+        head = struct.pack("!BB", 0x82, 0x80 | size)
+    elif size < 65536:
+        head = struct.pack("!BBH", 0x82, 0x80 | 126, size)
+    else:
+        head = struct.pack("!BBQ", 0x82, 0x80 | 127, size)
+    mask = (key * (size // 4 + 1))[:size]
+    masked = int.from_bytes(data, "little") ^ int.from_bytes(mask, "little")
+    return b"".join((head, key, masked.to_bytes(size, "little")))
+
+
+def _wsproto() -> Any:
+    # Imported when the first WebSocket is dialled: nobody else shall pay for it, or need it.
+    try:
+        import wsproto
+        import wsproto.extensions
+        import wsproto.utilities
+    except ImportError as exc:
+        raise MissingExtraError("a WebSocket (ws:// or wss://)", "websocket") from exc
+    return wsproto
+
+
+def require() -> None:
+    """Raise MissingExtraError when the package for it is not there."""
+    _wsproto()
