@@ -16,7 +16,7 @@ from typing import Any, Union
 from .backoff import LONGEST
 from .errors import BadSubjectError, OptionError, OptionTypeError
 from .subjects import encode_subject
-from .url import Servers, parse_servers
+from .url import Servers, ServerURL, parse_servers
 
 Secret = Union[str, Callable[[], str], None]
 Path = Union[str, "os.PathLike[str]"]
@@ -43,6 +43,10 @@ class ReconnectOptions:
     reconnect_buf_size: int = 8 * 1024 * 1024
     #: ``cb(cycles) -> seconds``, asked once per full cycle instead of the above.
     custom_reconnect_delay_cb: Callable[[int], float] | None = None
+    #: ``cb(servers, info) -> (server, seconds)``: which server to try next, and the wait before
+    #: it, instead of the line and the waits above. *servers* are those that may be tried, *info*
+    #: is the last server's INFO. If it fails, the line decides. Source: ADR-40.
+    select_server_cb: Callable[[list[ServerURL], Any], tuple[ServerURL, float]] | None = None
     #: At-least-once publishing: keep messages until a PONG behind them, replay them on loss.
     replay_unconfirmed: bool = False
     #: First connect: return at once and go on trying in the background.
@@ -66,7 +70,7 @@ class ReconnectOptions:
                 f"it must not be below reconnect_wait ({self.reconnect_wait} s)",
             )
         _int(self, "reconnect_buf_size", at_least=0)
-        _callables(self, "custom_reconnect_delay_cb")
+        _callables(self, "custom_reconnect_delay_cb", "select_server_cb")
         if self.replay_unconfirmed and self.reconnect_buf_size == 0:
             raise OptionError("reconnect_buf_size", "replay_unconfirmed needs room: above 0")
 

@@ -133,6 +133,19 @@ class ServerPool:
         return None
 
     @property
+    def eligible(self) -> list[ServerURL]:
+        """The servers that may be tried in this outage, in order."""
+        return [server.url for server in self._queue if self._eligible(server)]
+
+    def take(self, url: ServerURL) -> PoolServer | None:
+        """The server that somebody chose to try now; None when it may not be tried."""
+        server = self._find(url.address)
+        if server is None or not self._eligible(server):
+            return None
+        server.tried_in = self._cycle
+        return server
+
+    @property
     def has_untried(self) -> bool:
         """Whether a server waits for its turn in this cycle, as a newly added one does."""
         return any(s.tried_in < self._cycle and self._eligible(s) for s in self._queue)

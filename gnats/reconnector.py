@@ -85,6 +85,7 @@ class Reconnector:
             self._bell,
             lambda: self.is_closing,
             self._attempt_failed,
+            lambda: self.info,
         )
         self._restores = Restore(outbox.buffer, subscriptions, self.report)
         # Of sessions that are gone; the present one counts for itself.

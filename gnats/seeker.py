@@ -24,6 +24,9 @@ from .waiting import Bell
 logger = logging.getLogger("gnats")
 
 KILL_TIMEOUT = 1.0  # seconds, for a user's callable that resists
+# Seconds before a server that has failed is dialled again, though select_server_cb asks for none:
+# a refused dial takes microseconds, and would keep the process from everything else.
+LEAST_PAUSE = 0.01
 
 ConnectFields = Callable[[ServerURL, ServerInfo], "dict[str, Any]"]
 
@@ -39,6 +42,7 @@ class Seeker:
         bell: Bell,
         is_closing: Callable[[], bool],
         on_failure: Callable[[Exception], None],
+        info: Callable[[], ServerInfo | None],
     ) -> None:
         self._options = options
         self._pool = pool
@@ -46,6 +50,7 @@ class Seeker:
         self._bell = bell
         self._is_closing = is_closing
         self._on_failure = on_failure  # an attempt, or the user's delay callback, has failed
+        self._info = info  # the last server's
         self._secure = False  # a link of this connection was TLS
         self._hurried = False
         self._cut_short = False
@@ -67,7 +72,9 @@ class Seeker:
         cycle = 0
         self._hurried = self._cut_short = False
         while not self._is_closing():
-            server = self._pool.next(ignore_limit=first and cycle == 0)
+            server = None if first else self._selected()
+            if server is None:
+                server = self._pool.next(ignore_limit=first and cycle == 0)
             if server is not None:
                 opened = self._attempt(server)
                 if opened is not None:
@@ -116,6 +123,31 @@ class Seeker:
         logger.warning("gnats: %s refused the credentials twice, giving up", server.url)
         self.gave_up = server.last_error
         return True
+
+    # -- the user's own choice -----------------------------------------------------------
+
+    def _selected(self) -> PoolServer | None:
+        """The server of ``select_server_cb``, once its wait is over; None: the line decides."""
+        select = self._options.reconnect.select_server_cb
+        if select is None or self._pool.exhausted:
+            return None
+        choice = self._aside(select, self._pool.eligible, self._info())
+        if self._is_closing():
+            return None
+        server = None
+        if isinstance(choice, tuple) and len(choice) == 2 and isinstance(choice[0], ServerURL):
+            server = self._pool.take(choice[0]) if _is_delay(choice[1]) else None
+        if server is None:
+            self._on_failure(_bad_choice(choice))
+            return None
+        again = server.failures > 0
+        self._wait(Deadline(max(float(choice[1]), LEAST_PAUSE if again else 0.0)))
+        return server
+
+    def _wait(self, deadline: Deadline) -> None:
+        while not deadline.expired and not self._is_closing() and not self._hurried:
+            self._bell.listen(deadline.remaining())
+        self._hurried = False
 
     # -- the wait between two cycles -----------------------------------------------------
 
@@ -180,6 +212,15 @@ def _is_delay(delay: object) -> bool:
     if isinstance(delay, bool) or not isinstance(delay, (int, float)):
         return False
     return 0 <= delay < 1e9  # NaN and infinity are no delays
+
+
+def _bad_choice(choice: object) -> Exception:
+    if isinstance(choice, Exception):
+        return choice
+    return Error(
+        "select_server_cb must return one of the servers it was given and 0 or more seconds, "
+        f"not {choice!r:.80}"
+    )
 
 
 def _bad_delay(delay: object) -> Exception:

@@ -667,3 +667,54 @@ class Walk(RuleBasedStateMachine):
 
 TestWalk = Walk.TestCase
 TestWalk.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+# -- a choice from outside -----------------------------------------------------------------
+
+
+def test_take_marks_a_server_as_tried_and_refuses_what_may_not_be() -> None:
+    pool = ServerPool(max_reconnect=1)
+    a, b, c = (parse_url(f"{name}:1") for name in "abc")
+    pool.replace([a, b])
+    assert pool.eligible == [a, b]
+    taken = pool.take(b)
+    assert taken is not None
+    assert taken.url == b
+    assert pool.take(c) is None
+    first = pool.next()
+    assert first is not None
+    assert first.url == a
+    assert pool.next() is None  # b had its turn
+    pool.failed(taken, OSError())
+    assert pool.eligible == [a]
+    assert pool.take(b) is None
+
+
+@pytest.mark.parametrize(
+    ("current", "announced", "expected"),
+    [
+        ("tls://a.example:4222", "10.0.0.1:4222", ("tls", "a.example")),
+        ("tls://a.example:4222", "b.example:4222", ("tls", None)),
+        ("tls://10.0.0.9:4222", "10.0.0.1:4222", ("tls", None)),
+        ("nats://a.example:4222", "[::1]:4222", ("nats", "a.example")),
+        ("wss://a.example:443/nats", "10.0.0.1:443", ("wss", "a.example")),
+    ],
+)
+def test_a_discovered_server_inherits_how_it_is_reached(
+    current: str, announced: str, expected: tuple[str, str | None]
+) -> None:
+    pool = ServerPool()
+    pool.replace([parse_url(current)])
+    server = pool.next()
+    assert server is not None
+    pool.succeeded(server)
+    (new,) = pool.discover([announced])
+    found = next(url for url in pool.servers if url.address == new.address)
+    assert (found.scheme, found.tls_name) == expected
+    assert found.path == server.url.path
+    again = pool.take(found)
+    assert again is not None
+    pool.succeeded(again)
+    pool.discover([announced, "10.0.0.2:4222"])
+    last = next(url for url in pool.servers if url.host == "10.0.0.2")
+    assert last.tls_name == (expected[1] or (None if found.host[0].isdigit() else found.host))

@@ -952,3 +952,96 @@ def test_a_log_line_per_transition_and_no_stack_traces(
     assert all(record.exc_info is None for record in caplog.records)
     assert "verysecret" not in caplog.text
     assert "hidden" not in caplog.text
+
+
+# -- select_server_cb ---------------------------------------------------------------------------
+
+
+def test_the_user_chooses_the_next_server(fake_server: Any) -> None:
+    servers = [fake_server() for _ in range(3)]
+    urls = [server.url for server in servers]
+    asked: list[tuple[list[str], Any]] = []
+
+    def choose(pool: list[gnats.ServerURL], info: Any) -> tuple[gnats.ServerURL, float]:
+        asked.append(([str(url) for url in pool], info))
+        return next(url for url in pool if str(url) == urls[2]), 0.05
+
+    conn = gnats.connect(urls, **{**FAST, "reconnect_wait": 30}, select_server_cb=choose)
+    assert not asked  # the first connect goes by the list
+    lost_at = monotonic()
+    servers[0].refuse()
+    servers[0].close_clients()
+    wait_until(lambda: conn.is_connected and str(conn.connected_url) == urls[2])
+    assert monotonic() - lost_at >= 0.05
+    assert [names for names, _ in asked] == [[urls[1], urls[2], urls[0]]]
+    assert asked[0][1].server_id == "FAKE" or asked[0][1].version
+    conn.close()
+
+
+def test_a_choice_may_be_made_again_and_again_without_a_tight_loop(fake_server: Any) -> None:
+    server = fake_server()
+    calls = 0
+
+    def choose(pool: list[gnats.ServerURL], info: Any) -> tuple[gnats.ServerURL, float]:
+        nonlocal calls
+        calls += 1
+        return pool[0], 0
+
+    conn = gnats.connect(server.url, **FAST, select_server_cb=choose)
+    server.refuse()
+    server.close_clients()
+    wait_until(lambda: calls >= 5)
+    began, first = monotonic(), calls
+    wait_until(lambda: calls >= first + 20)
+    assert monotonic() - began >= 0.19
+    server.listen()
+    conn.wait_for_status("connected", 5)
+    conn.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "nats://127.0.0.1:1",
+        (gnats.ServerURL("127.0.0.1", 1), 0),
+        (None, 0),
+        "bad delay",
+        ValueError("mine"),
+    ],
+)
+def test_a_choice_that_fails_leaves_it_to_the_line(fake_server: Any, answer: Any) -> None:
+    servers = [fake_server(), fake_server()]
+    told: list[Exception] = []
+
+    def choose(pool: list[gnats.ServerURL], info: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return (pool[0], -1) if answer == "bad delay" else answer
+
+    conn = gnats.connect(
+        [server.url for server in servers],
+        **FAST,
+        select_server_cb=choose,
+        error_cb=lambda _, exc: told.append(exc),
+    )
+    servers[0].close_clients()
+    wait_until(lambda: conn.is_connected and str(conn.connected_url) == servers[1].url)
+    assert any("select_server_cb" in str(exc) or exc is answer for exc in told)
+    conn.close()
+
+
+def test_a_choice_gives_up_with_the_pool(fake_server: Any) -> None:
+    server = fake_server()
+    seen: list[int] = []
+
+    def choose(pool: list[gnats.ServerURL], info: Any) -> tuple[gnats.ServerURL, float]:
+        seen.append(len(pool))
+        return pool[0], 0
+
+    conn = gnats.connect(server.url, max_reconnect=3, reconnect_wait=0.01, select_server_cb=choose)
+    server.refuse()
+    server.close_clients()
+    conn.wait_for_status("closed", 10)
+    assert isinstance(conn.last_error, NoServersError)
+    assert seen == [1, 1, 1]
