@@ -84,6 +84,8 @@ class Flusher:
         self._buffer = buffer
         self._on_written = on_written
         self._fail = fail
+        self._pings = pings
+        self._farewell: Callable[[bool], None] | None = None
         self._park: Park | None = None
         self._barrier = Barrier(buffer, pings, self.wake)
 
@@ -91,13 +93,21 @@ class Flusher:
         """Write until the link fails."""
         try:
             while True:
-                self._barrier.raise_if_due()
+                parting = self._farewell is not None
+                if self._farewell is not None:
+                    # Behind it nothing more of the buffer goes over this link.
+                    self._pings.ping(self._farewell)
+                else:
+                    self._barrier.raise_if_due()
                 if not self._buffer.frames:
                     self._wait()
                     continue
                 self._send(self._buffer.take())
                 self._buffer.written()
                 self._on_written()
+                if parting:
+                    self._buffer.wake = None
+                    Park().wait()
         except Error as exc:
             # A server that refuses something says so and closes: our write fails first, its
             # words are still to be read. Two turns let the reader be the first to report.
@@ -107,6 +117,11 @@ class Flusher:
         finally:
             self._buffer.wake = None
             self._barrier.close()
+
+    def part(self, on_pong: Callable[[bool], None]) -> None:
+        """Write one more batch, a PING at its end, and then no more. Never switches."""
+        self._farewell = on_pong
+        self.wake()
 
     def wake(self) -> None:
         """There is something to write. Never switches."""

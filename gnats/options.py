@@ -47,6 +47,9 @@ class ReconnectOptions:
     #: it, instead of the line and the waits above. *servers* are those that may be tried, *info*
     #: is the last server's INFO. If it fails, the line decides. Source: ADR-40.
     select_server_cb: Callable[[list[ServerURL], Any], tuple[ServerURL, float]] | None = None
+    #: When the server says that it is going away (lame duck), move to another one of the pool
+    #: before it does, without a gap; False: only ``lame_duck_cb`` is called.
+    lame_duck_move: bool = True
     #: At-least-once publishing: keep messages until a PONG behind them, replay them on loss.
     replay_unconfirmed: bool = False
     #: First connect: return at once and go on trying in the background.
@@ -60,7 +63,13 @@ class ReconnectOptions:
 
     def __post_init__(self) -> None:
         _bools(self, "allow_reconnect", "replay_unconfirmed", "retry_on_failed_connect")
-        _bools(self, "ignore_auth_error_abort", "ignore_discovered_servers", "randomize_servers")
+        _bools(
+            self,
+            "lame_duck_move",
+            "ignore_auth_error_abort",
+            "ignore_discovered_servers",
+            "randomize_servers",
+        )
         _int(self, "max_reconnect", at_least=-1)
         _seconds(self, "reconnect_wait", "reconnect_jitter", "reconnect_jitter_tls")
         _seconds(self, "reconnect_max_wait", optional=True)

@@ -132,6 +132,10 @@ class ServerPool:
                 return server
         return None
 
+    def others(self, present: ServerURL) -> list[PoolServer]:
+        """The servers beside the *present* one, in order."""
+        return [s for s in self._queue if s.url.address != present.address]
+
     @property
     def eligible(self) -> list[ServerURL]:
         """The servers that may be tried in this outage, in order."""

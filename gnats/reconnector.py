@@ -20,12 +20,14 @@ from gevent import Greenlet
 from .backoff import Deadline
 from .errors import (
     ConnectionClosedError,
+    Error,
     NoServersError,
     PermissionsError,
     ReconnectForcedError,
     TransportError,
 )
 from .info import ServerInfo
+from .move import Move
 from .options import ConnectionOptions
 from .outbox import Outbox
 from .pool import ServerPool
@@ -46,6 +48,8 @@ SHORT_LIFE = 0.25
 SHORT_LIVES_BORNE = 4  # in a row; a server killed and killed again deserves a few quick returns
 # How long close() lets the last frames leave and waits for the server to confirm them.
 CLOSE_FLUSH = 1.0
+# Seconds until a move that found no server, or failed, is tried again.
+MOVE_AGAIN = 1.0
 
 S = ConnectionStatus
 
@@ -91,6 +95,7 @@ class Reconnector:
         # Of sessions that are gone; the present one counts for itself.
         self._past = {"in_msgs": 0, "in_bytes": 0, "in_unknown": 0, "pings": 0}
         self._generation = 0
+        self._moves_at: Deadline | None = None  # the server is leaving: when we do
         self._short_lives = 0
         self._greenlet: Greenlet[[], None] | None = None
         self._closing: Exception | None = None
@@ -251,20 +256,7 @@ class Reconnector:
     def _restore(self, opened: Opened, first: bool) -> Session:
         """SUBs, CONNECTED, then what was pending. Nothing here can switch before the status
         is set, so no publish comes in between."""
-        self._generation += 1
-        session = self.session = Session(
-            opened,
-            self._generation,
-            self._outbox.buffer,
-            self._subscriptions.by_sid,  # type: ignore[arg-type]
-            self._options.ping_interval,
-            self._options.max_pings_out,
-            self._on_info,
-            self._on_err,
-            self._bell.ring,
-            self._outbox.bytes_moved,
-            self._bell.ring,
-        )
+        session = self._new_session(opened)
         self._take_info(opened.info)
         self._restores.fill(opened.info, session.pings)
         self._outbox.link()
@@ -281,6 +273,23 @@ class Reconnector:
             self._lame_duck(session)
         return session
 
+    def _new_session(self, opened: Opened) -> Session:
+        self._generation += 1
+        self.session = Session(
+            opened,
+            self._generation,
+            self._outbox.buffer,
+            self._subscriptions.by_sid,  # type: ignore[arg-type]
+            self._options.ping_interval,
+            self._options.max_pings_out,
+            self._on_info,
+            self._on_err,
+            self._bell.ring,
+            self._outbox.bytes_moved,
+            self._bell.ring,
+        )
+        return self.session
+
     def _await_replay(self, session: Session) -> None:
         """Until the pending messages have been written, or the link fails under them."""
         if not self._outbox.buffer.frames:
@@ -291,11 +300,57 @@ class Reconnector:
     def _outlive(self, session: Session) -> bool:
         """Until the link ends. Returns whether another is to be sought."""
         while session.exit.cause is None and self._closing is None:
-            self._bell.listen(None)
+            if self._moves_at is None:
+                self._bell.listen(None)
+            elif not self._moves_at.expired:
+                self._bell.listen(self._moves_at.remaining())
+            else:
+                session = self._move(session)
         if self._closing is not None:
             return False
         self._lose(session)
         return self._may_reconnect()
+
+    # -- the server goes away, and we before it ---------------------------------------------
+
+    def _move(self, old: Session) -> Session:
+        """To another server, without a gap; where that fails, the *old* link stays while it
+        lives."""
+        self._moves_at = Deadline(MOVE_AGAIN)
+        found = self.seeker.find_other(old.url) if self.drain_stage is None else None
+        if found is None:
+            return old
+        server, opened = found
+        taken = False
+        try:
+            move = Move(
+                old, opened, self._subscriptions.to_keep(), self._bell, lambda: self.is_closing
+            )
+            opened.early = move.run()
+            self._pool.lost()
+            self._pool.succeeded(server)
+            self._end_session(old)
+            taken = True
+        except Error as exc:
+            logger.warning("gnats: the move from %s to %s failed: %s", old.url, opened.url, exc)
+            return old
+        finally:
+            if not taken:
+                opened.transport.close()
+        return self._settle_in(opened, move)
+
+    def _settle_in(self, opened: Opened, move: Move) -> Session:
+        """The new link is subscribed already. Nothing here switches."""
+        self._moves_at = None
+        session = self._new_session(opened)
+        self._take_info(opened.info)
+        self._restores.take_over(opened.info, move, opened.early)
+        self._outbox.link()
+        self.connects += 1
+        self._pool.discover(opened.info.connect_urls)
+        session.start()
+        logger.info("gnats: moved to %s (link %d)", opened.url, session.generation)
+        return session
 
     # -- a link is lost ------------------------------------------------------------------
 
@@ -305,6 +360,7 @@ class Reconnector:
         self.last_error = cause
         self.disconnects += 1
         self._end_session(session)
+        self._moves_at = None
         self._outbox.unlink()
         self._pool.lost()
         logger.warning("gnats: lost %s: %s", session.url, cause)
@@ -393,6 +449,9 @@ class Reconnector:
             session.lame_duck = True
             logger.warning("gnats: %s is going away (lame duck mode)", session.url)
             self._tell("lame_duck_cb")
+            if self._options.reconnect.lame_duck_move and self._may_reconnect():
+                self._moves_at = Deadline(self.seeker.spread())
+                self._bell.ring()
 
     def _on_err(self, session: Session, text: str) -> None:
         self.errors_received += 1

@@ -123,11 +123,11 @@ class Subscriptions:
     def to_restore(self) -> list[tuple[Subscription, list[bytes]]]:
         """Every live subscription with its SUB, and UNSUB where there is a limit."""
         self._by_name = None
-        return [
-            (sub, sub.frames())
-            for sub in list(self.by_sid.values())
-            if sub.sid not in self._not_restored
-        ]
+        return [(sub, sub.frames()) for sub in self.to_keep()]
+
+    def to_keep(self) -> list[Subscription]:
+        """Every live subscription that a new link is to be told of."""
+        return [sub for sub in self.by_sid.values() if sub.sid not in self._not_restored]
 
     def refused(self, subject: str, queue: str, error: Exception) -> None:
         """The server forbids *subject*: end the subscriptions it names."""

@@ -10,12 +10,16 @@ Found so twice, it is given up and told; everything else lives on.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from . import commands
 from .buffer import OutboundBuffer
 from .errors import Error, FrameRefusedError, HeaderError, MaxPayloadError, ServerError
 from .info import ServerInfo
+from .message import Msg
+from .move import Move
+from .parser import Event
 from .pings import Pings
 from .refusals import blames_a_frame
 from .registry import Subscriptions
@@ -63,6 +67,21 @@ class Restore:
             self._buffer.restore(control, pings.ping, STRIDE)
         else:
             self._buffer.restore(control)
+
+    def take_over(self, info: ServerInfo, move: Move, unread: list[Event]) -> None:
+        """The same for a link that was subscribed before: what has changed since is told."""
+        self._evict(info)
+        new = Counter(event.sid for event in unread if isinstance(event, Msg))
+        control = []
+        live = {sub.sid: sub for sub in self._subscriptions.to_keep()}
+        for sid in move.told - live.keys():
+            control.append(commands.unsub(sid))
+        for sid, sub in live.items():
+            if sid in move.told:
+                control += sub.limit_frames(move.delivered(sid), new[sid])
+            else:
+                control += sub.frames()
+        self._buffer.restore(control)
 
     def ended(self, cause: Exception) -> None:
         """A link has ended, and the buffer is settled."""

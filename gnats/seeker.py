@@ -7,6 +7,7 @@ runs in the reconnector's greenlet and nowhere else.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,26 @@ class Seeker:
                 cycle += 1
                 self._pause(cycle)
         return None
+
+    def find_other(self, present: ServerURL) -> tuple[PoolServer, Opened] | None:
+        """A link to a server that stays, beside the *present* one that does not; None when there
+        is none. Quiet: nothing is lost yet, so nobody is told of a failure. Switches."""
+        for server in self._pool.others(present):
+            if self._is_closing():
+                return None
+            self.attempts += 1
+            outcome = self._aside(self._open, server.url)
+            if isinstance(outcome, Opened):
+                if not outcome.info.ldm:
+                    return server, outcome
+                outcome.transport.close()
+            else:
+                logger.info("gnats: cannot move to %s: %s", server.url, outcome)
+        return None
+
+    def spread(self) -> float:
+        """Seconds, at random: many clients leave one server, and shall not arrive at once."""
+        return random.uniform(0.0, self._options.reconnect.reconnect_wait + self._jitter)
 
     # -- one attempt ---------------------------------------------------------------------
 

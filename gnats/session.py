@@ -247,6 +247,17 @@ class Session:
             self.pings.lost()
             self.lifetime = time.monotonic() - self._began
 
+    def tap(self, see: Callable[[list[Event]], None] | None) -> None:
+        """Have *see* shown all that is read from now on; None ends that. Never switches."""
+        self._reader.tap = see
+
+    def part(self, frames: list[bytes], on_pong: Callable[[bool], None]) -> None:
+        """Write *frames* and what is pending, and nothing more; *on_pong* hears when the server
+        has processed it. Never switches."""
+        for frame in frames:
+            self._buffer.append_control(frame)
+        self._flusher.part(on_pong)
+
     def heard(self, error: Exception) -> None:
         """The server complained, in words that do not end the link by themselves."""
         self._last_words = (self._reader.chunks, error)

@@ -398,10 +398,22 @@ class Subscription:
     def frames(self) -> list[bytes]:
         """What a new link must be told: SUB, and UNSUB with the remaining count."""
         self._received_before = self._received  # the server counts from this SUB on
-        frames = [commands.sub(self.sid, self.subject.encode(), self.queue.encode())]
+        frames = [self.opening_frame()]
         if self._max_msgs:
             frames.append(commands.unsub(self.sid, self._max_msgs - self._received))
         return frames
+
+    def opening_frame(self) -> bytes:
+        return commands.sub(self.sid, self.subject.encode(), self.queue.encode())
+
+    def limit_frames(self, delivered: int, unread: int) -> list[bytes]:
+        """What a link that knows the subscription must be told of its limit: the server has sent
+        *delivered* messages over it, *unread* of which are still to be received here."""
+        self._received_before = self._received + unread - delivered
+        if not self._max_msgs:
+            return []
+        remaining = self._max_msgs - self._received - unread
+        return [commands.unsub(self.sid, delivered + remaining if remaining > 0 else 0)]
 
     def end(self, cause: Exception | None) -> None:
         """Take no more messages; what is queued is still delivered."""

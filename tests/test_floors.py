@@ -38,7 +38,7 @@ FLOORS = {
         "requests",
     ],
     "5 greenlets": ["reader", "flusher", "keepalive", "session"],
-    "6 lifecycle": ["seeker", "restore", "reconnector", "roundtrip", "drain"],
+    "6 lifecycle": ["seeker", "move", "restore", "reconnector", "roundtrip", "drain"],
     "roof": ["connection", "__init__"],
 }
 ORDER = [name for row in FLOORS.values() for name in row]
