@@ -1,0 +1,381 @@
+"""Leaving a server that goes away: nothing missed, nothing twice, and no loss told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event as Gate
+
+import gnats
+from gnats.message import Msg
+from gnats.move import key_of, once
+from gnats.parser import Ping
+from gnats.testing import ClientGone, FakeClient, FakeServer, Frame, NatsCluster, serve, wait_until
+
+FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
+
+
+# -- what both links brought ---------------------------------------------------------------------
+
+
+def message(data: bytes, sid: int = 1, subject: str = "s", reply: str = "") -> Msg:
+    return Msg(subject, sid, reply, None, data)
+
+
+def payloads(events: list[Any]) -> list[bytes]:
+    return [event.data for event in events if isinstance(event, Msg)]
+
+
+def test_what_was_seen_is_taken_out_as_often_as_it_was_seen() -> None:
+    held = [message(data) for data in (b"2", b"3", b"3", b"4", b"3")]
+    seen = Counter(key_of(message(data)) for data in (b"1", b"2", b"3", b"3"))
+    assert payloads(once(list(held), seen)) == [b"4", b"3"]
+    assert seen[key_of(message(b"3"))] == 2  # not used up
+
+
+def test_messages_that_differ_in_anything_are_different() -> None:
+    same = message(b"x")
+    others = [
+        message(b"x", sid=2),
+        message(b"x", subject="t"),
+        message(b"x", reply="r"),
+        Msg("s", 1, "", b"NATS/1.0\r\nA: b\r\n\r\n", b"x"),
+        message(b"y"),
+    ]
+    assert once([same, *others], Counter([key_of(same)])) == others
+
+
+def test_what_is_no_message_stays_in_its_place() -> None:
+    ping = Ping()
+    held = [message(b"1"), ping, message(b"2")]
+    assert once(list(held), Counter([key_of(held[0])])) == [ping, held[2]]  # type: ignore[arg-type]
+
+
+# -- a cluster that is restarted, server by server ---------------------------------------------
+
+
+class Flood:
+    """Numbers, published as long as it runs."""
+
+    def __init__(self, conn: gnats.Connection) -> None:
+        self.count = 0
+        self._conn = conn
+        self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        while True:
+            for _ in range(10):
+                self._conn.publish("n", b"%d" % self.count)
+                self.count += 1
+            gevent.sleep(0.002)
+
+    def stop(self) -> int:
+        self._greenlet.kill()
+        self._conn.flush(10)
+        return self.count
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("keep", [False, True], ids=["at most once", "at least once"])
+def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
+    told: list[Any] = []
+    options: dict[str, Any] = {
+        **FAST,
+        "replay_unconfirmed": keep,
+        "reconnect_wait": 0.2,
+        "error_cb": lambda conn, exc: told.append((conn.options.name, exc)),
+        "disconnected_cb": lambda conn: told.append((conn.options.name, "lost")),
+    }
+    with NatsCluster(3) as cluster:
+        publisher = gnats.connect(cluster.urls[0], name="publisher", **options)
+        subscriber = gnats.connect(cluster.urls[1], name="subscriber", **options)
+        plain: list[int] = []
+        shared: list[int] = []
+        subscriber.subscribe("n", cb=lambda msg: plain.append(int(msg.data)))
+        subscriber.subscribe("n", queue="q", cb=lambda msg: shared.append(int(msg.data)))
+        subscriber.flush()
+        wait_until(lambda: all(_knows(server, "n") for server in cluster), 10)
+        flood = Flood(publisher)
+        for server in cluster:
+            server.lame_duck()
+            for conn in (publisher, subscriber):
+                wait_until(lambda conn=conn, server=server: _has_left(conn, server.port), 15)
+            server.kill()
+            server.restart()
+            cluster.wait_formed(30)
+        count = flood.stop()
+        wait_until(lambda: len(plain) >= count and len(shared) >= count, 10)
+        assert plain == list(range(count))
+        assert sorted(shared) == list(range(count))
+        assert told == []
+        stats = publisher.stats
+        assert (stats.sent, stats.uncertain, stats.dropped) == (count, 0, 0)
+        assert (stats.disconnects, subscriber.stats.disconnects) == (0, 0)
+        publisher.close()
+        subscriber.close()
+
+
+def _knows(server: Any, subject: str) -> bool:
+    return int(server.subsz()["num_subscriptions"]) > 0
+
+
+def _has_left(conn: gnats.Connection, port: int) -> bool:
+    return conn.connected_url is not None and conn.connected_url.port != port
+
+
+# -- step by step, against servers that do as they are told -------------------------------------
+
+
+class Stage:
+    """A server that is about to leave, another one, and a connection to the first."""
+
+    def __init__(self, fake_server: Any, other: Any = serve, **options: Any) -> None:
+        self.told: list[Any] = []
+        self.leaving: FakeServer = fake_server()
+        self.other: FakeServer = fake_server(other)
+        self.conn = gnats.connect(
+            [self.leaving.url, self.other.url],
+            **{**FAST, **options},
+            error_cb=lambda _, exc: self.told.append(exc),
+            disconnected_cb=lambda _: self.told.append("lost"),
+            lame_duck_cb=lambda _: self.told.append("lame duck"),
+        )
+        self.old = self.leaving.wait_for_client()
+
+    def say_goodbye(self) -> None:
+        self.old.send_info(ldm=True)
+
+    @property
+    def new(self) -> FakeClient:
+        return self.other.clients[-1]
+
+    def await_move(self) -> None:
+        wait_until(lambda: str(self.conn.connected_url) == self.other.url, 10)
+        assert self.conn.is_connected
+
+
+def names(frames: list[Frame]) -> list[str]:
+    return [" ".join([frame.op, *frame.args]) for frame in frames if frame.op != "PING"]
+
+
+def test_the_next_link_is_subscribed_before_the_old_one_is_left(fake_server: Any) -> None:
+    stage = Stage(fake_server)
+    plain = stage.conn.subscribe("plain")
+    queue = stage.conn.subscribe("queued", queue="q")
+    stage.conn.flush()
+    stage.say_goodbye()
+    stage.await_move()
+    stage.conn.publish("p", b"over there")
+    stage.conn.flush()
+    subs = [f"SUB plain {plain.sid}", f"SUB queued q {queue.sid}"]
+    assert names(stage.new.frames)[1:] == [*subs, "PUB p"]
+    assert names(stage.old.frames)[1:] == [
+        *subs,
+        f"UNSUB {plain.sid}",
+        f"UNSUB {queue.sid}",
+    ]
+    assert stage.told == ["lame duck"]
+    assert stage.conn.stats.disconnects == 0
+    stage.conn.close()
+
+
+def test_what_both_links_bring_is_delivered_once_and_in_order(fake_server: Any) -> None:
+    gate = Gate()
+
+    def other(client: FakeClient) -> None:
+        client.handshake()
+        sid = client.read_frame().sid
+        for number in (2, 3, 4):
+            client.deliver(sid, "plain", b"%d" % number)
+        gate.set()
+        client.serve()
+
+    stage = Stage(fake_server, other)
+    sub = stage.conn.subscribe("plain")
+    stage.conn.flush()
+    stage.say_goodbye()
+    assert gate.wait(5)
+    for number in (1, 2, 3):
+        stage.old.deliver(sub.sid, "plain", b"%d" % number)
+    stage.await_move()
+    stage.new.deliver(sub.sid, "plain", b"5")
+    assert [sub.next_msg(5).data for _ in range(5)] == [b"1", b"2", b"3", b"4", b"5"]
+    with pytest.raises(gnats.errors.TimeoutError):
+        sub.next_msg(0.05)
+    stage.conn.close()
+
+
+def test_what_is_published_meanwhile_goes_over_one_link_or_the_other_in_order(
+    fake_server: Any,
+) -> None:
+    stage = Stage(fake_server)
+    stage.say_goodbye()
+    count = 0
+    while not _has_left(stage.conn, stage.leaving.port):
+        stage.conn.publish("p", b"%d" % count)
+        count += 1
+        gevent.sleep(0.001)
+    stage.conn.publish("p", b"%d" % count)
+    stage.conn.flush()
+    before, behind = stage.old.payloads(), stage.new.payloads()
+    assert before + behind == [b"%d" % number for number in range(count + 1)]
+    assert before
+    assert behind
+    stats = stage.conn.stats
+    assert stats.sent == count + 1
+    assert stats.uncertain == 0
+    stage.conn.close()
+
+
+def test_subscriptions_made_and_ended_meanwhile_and_limits(fake_server: Any) -> None:
+    gate, go = Gate(), Gate()
+
+    def other(client: FakeClient) -> None:
+        client.handshake()
+        while client.read_frame().op != "PING":
+            pass
+        for frame in [frame for frame in client.frames if frame.op == "SUB"]:
+            if frame.subject == "limited":
+                client.deliver(frame.sid, "limited", b"both")
+        gate.set()
+        go.wait(5)
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    stage = Stage(fake_server, other)
+    ended = stage.conn.subscribe("ended")
+    limited = stage.conn.subscribe("limited", max_msgs=5)
+    stage.conn.flush()
+    stage.old.deliver(limited.sid, "limited", b"before")
+    stage.say_goodbye()
+    assert gate.wait(5)
+    stage.old.deliver(limited.sid, "limited", b"both")
+    ended.unsubscribe()
+    made = stage.conn.subscribe("made")
+    go.set()
+    stage.await_move()
+    stage.conn.flush()
+    told = names(stage.new.frames)[3:]  # behind CONNECT and the two SUBs
+    # Sent over there: one, which came twice. Still wanted: five less the two received.
+    assert sorted(told) == sorted(
+        [f"UNSUB {ended.sid}", f"UNSUB {limited.sid} 4", f"SUB made {made.sid}"]
+    )
+    for number in range(3):
+        stage.new.deliver(limited.sid, "limited", b"%d" % number)
+    got = [limited.next_msg(5).data for _ in range(5)]
+    assert got == [b"before", b"both", b"0", b"1", b"2"]
+    wait_until(lambda: limited.is_closed)
+    stage.conn.close()
+
+
+def test_a_request_under_way_gets_its_answer_once(fake_server: Any) -> None:
+    stage = Stage(fake_server)
+    asking = gevent.spawn(stage.conn.request, "q", b"?", 10)
+    (frame,) = stage.old.wait_for_frames(1, "PUB")
+    sid = next(f.sid for f in stage.old.frames if f.op == "SUB")
+    stage.say_goodbye()
+    stage.await_move()
+    stage.new.deliver(sid, frame.reply, b"!")
+    assert asking.get(timeout=5).data == b"!"
+    assert stage.conn.stats.in_dropped == 0
+    stage.conn.close()
+
+
+def test_notice_only(fake_server: Any) -> None:
+    stage = Stage(fake_server, lame_duck_move=False)
+    stage.say_goodbye()
+    wait_until(lambda: "lame duck" in stage.told)
+    gevent.sleep(0.2)
+    assert str(stage.conn.connected_url) == stage.leaving.url
+    assert not stage.other.clients
+    stage.conn.close()
+
+
+def test_without_another_server_it_stays_until_it_is_put_out(fake_server: Any) -> None:
+    stage = Stage(fake_server)
+    stage.other.refuse()
+    stage.say_goodbye()
+    wait_until(lambda: stage.conn.stats.attempts >= 2)
+    assert str(stage.conn.connected_url) == stage.leaving.url
+    assert stage.conn.flush(5)
+    assert stage.told == ["lame duck"]
+    stage.other.listen()
+    stage.old.close()
+    stage.leaving.refuse()
+    stage.await_move()
+    assert "lost" in stage.told
+    stage.conn.close()
+
+
+def silent(client: FakeClient) -> None:
+    client.handshake()
+    with pytest.raises(ClientGone):
+        while True:
+            client.read_frame()  # and no PONG
+
+
+def closing(client: FakeClient) -> None:
+    client.handshake()
+    client.close()
+
+
+def leaving_too(client: FakeClient) -> None:
+    client.handshake(ldm=True)
+    client.serve()
+
+
+@pytest.mark.parametrize("other", [silent, closing, leaving_too], ids=lambda f: f.__name__)
+def test_a_next_server_that_fails_harms_nothing(
+    fake_server: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnats.move.PATIENCE", 0.2)
+    stage = Stage(fake_server, other)
+    sub = stage.conn.subscribe("plain")
+    stage.conn.flush()
+    stage.say_goodbye()
+    wait_until(lambda: stage.other.clients and stage.new.is_closed, 5)
+    stage.old.deliver(sub.sid, "plain", b"still here")
+    assert sub.next_msg(5).data == b"still here"
+    assert str(stage.conn.connected_url) == stage.leaving.url
+    assert stage.told == ["lame duck"]
+    stage.conn.close()
+
+
+def test_an_old_server_that_does_not_answer_is_left_as_lost(
+    fake_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnats.move.PATIENCE", 0.3)
+
+    def deaf(client: FakeClient) -> None:
+        client.handshake()
+        client.expect("SUB plain")
+        client.send_info(ldm=True)
+        client.stall()
+
+    leaving, other = fake_server(deaf), fake_server()
+    conn = gnats.connect([leaving.url, other.url], **FAST)
+    sub = conn.subscribe("plain")
+    wait_until(lambda: conn.stats.disconnects == 1, 10)
+    wait_until(lambda: str(conn.connected_url) == other.url, 5)
+    other.clients[-1].wait_for_frames(1, "SUB")
+    other.clients[-1].deliver(sub.sid, "plain", b"x")
+    assert sub.next_msg(5).data == b"x"
+    stats = conn.stats
+    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
+    conn.close()
+
+
+@pytest.mark.parametrize("leave", ["close", "drain"])
+def test_leaving_in_the_middle_of_a_move(fake_server: Any, leave: str) -> None:
+    stage = Stage(fake_server, silent)
+    stage.conn.subscribe("plain", cb=print)
+    stage.conn.flush()
+    stage.say_goodbye()
+    stage.other.wait_for_client()
+    getattr(stage.conn, leave)()
+    assert stage.conn.is_closed
+    wait_until(lambda: stage.new.is_closed)
+    wait_until(lambda: stage.old.is_closed)
