@@ -84,22 +84,19 @@ def _sign(seed: bytearray, nonce: str) -> dict[str, str]:
     """The signature of *nonce* and the public key; *seed* is overwritten."""
     nkeys = _nkeys()
     try:
-        if not nonce:
-            raise NonceMissingError
-        try:
-            pair = nkeys.from_seed(seed)
-            public = bytes(pair.public_key).decode()
-            signature = pair.sign(nonce.encode())
-            pair.wipe()
-        except NonceMissingError:
-            raise
-        except Exception as exc:
-            # The package's own messages may quote what it was given: no cause is kept.
-            raise CredentialsError(
-                f"the nkey seed cannot be used ({type(exc).__name__}): a user's seed begins with SU"
-            ) from None
+        pair = nkeys.from_seed(seed)
+        public = bytes(pair.public_key).decode()
+        signature = pair.sign(nonce.encode())
+        pair.wipe()
+    except Exception as exc:
+        # The package's own messages may quote what it was given: no cause is kept.
+        raise CredentialsError(
+            f"the nkey seed cannot be used ({type(exc).__name__}): a user's seed begins with SU"
+        ) from None
     finally:
         seed[:] = bytes(len(seed))
+    if not nonce:
+        raise NonceMissingError
     return {"nkey": public, "sig": base64.urlsafe_b64encode(signature).rstrip(b"=").decode()}
 
 

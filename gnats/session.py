@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import gevent
 from gevent import Greenlet
@@ -130,12 +131,17 @@ class Opening:
         self._url = url
         self._options = options
         self._connect_fields = connect_fields
-        self._tls = secure or url.is_secure or options.tls is not None
+        self._tls = (
+            secure or url.is_secure or options.tls is not None or bool(options.tls_handshake_first)
+        )
+        self._context: Any = None
         self._link: Link | None = None
         self.stage = "connecting"
 
     def run(self, deadline: Deadline) -> Opened:
         url = self._url
+        if self._tls:
+            self._context = make_context(self._options.tls)  # a file that is missing is told first
         transport = dial(url.host, url.port, self._options, deadline)
         self._link = transport
         first = bool(self._options.tls_handshake_first) or url.scheme == "wss"
@@ -144,7 +150,7 @@ class Opening:
         if url.is_websocket:
             self._link = self._upgraded(self._link)
         parser = Parser()
-        handshake = Handshake(parser, self._connect_fields, tls=self._tls or first, secured=first)
+        handshake = Handshake(parser, self._connect_fields, tls=self._tls, secured=first)
         while not handshake.done:
             self.stage = f"waiting for the server's {handshake.stage}"
             out = handshake.feed(self._link.recv())
@@ -175,7 +181,8 @@ class Opening:
     def _secured(self, transport: Transport) -> TLSTransport:
         options = self._options
         hostname = options.tls_hostname or self._url.tls_name or self._url.host
-        link = TLSTransport(transport, make_context(options.tls), hostname)
+        context = self._context or make_context(options.tls)
+        link = TLSTransport(transport, context, hostname)
         link.shake_hands()
         return link
 

@@ -303,12 +303,15 @@ class WebSocketTransport:
         self._below.send_all(self._websocket.request())
         while not self._websocket.is_open:
             self._early += self._websocket.feed(self._below.recv())
+            if not self._websocket.is_open:
+                self._websocket.check()
 
     def recv(self) -> bytes:
         """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError,
         ProtocolError."""
         data, self._early = self._early, b""
         while not data:
+            self._websocket.check()
             data = self._websocket.feed(self._below.recv())
             if self._websocket.owes_reply:
                 self.on_owing()

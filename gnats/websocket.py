@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import MissingExtraError, ProtocolError, TransportError, UnexpectedEOF
+from .errors import Error, MissingExtraError, ProtocolError, TransportError, UnexpectedEOF
 from .url import ServerURL
 
 HeaderLines = Mapping[str, "str | list[str]"]
@@ -27,6 +27,7 @@ class WebSocket:
         self._headers = headers or {}
         self._compression = compression
         self._replies = b""
+        self._end: Error | None = None
         self._compresses = False  # both sides agreed to
         self.is_open = False
 
@@ -50,16 +51,24 @@ class WebSocket:
         return bytes(self._connection.send(request))
 
     def feed(self, data: bytes) -> bytes:
-        """Take the server's bytes; return what its frames held. Raises TransportError when it
-        refuses the upgrade, UnexpectedEOF when it says goodbye, ProtocolError."""
+        """Take the server's bytes; return what its frames held. What ends the WebSocket is raised
+        by ``check``, once what came before it has been read."""
         held: list[bytes | bytearray] = []
         try:
             self._connection.receive_data(data)
             for event in self._connection.events():
                 self._on_event(event, held)
         except self._wsproto.utilities.RemoteProtocolError as exc:
-            raise ProtocolError(f"the server broke the WebSocket protocol: {exc}") from exc
+            self._end = ProtocolError(f"the server broke the WebSocket protocol: {exc}")
+        except Error as exc:
+            self._end = exc
         return b"".join(held)
+
+    def check(self) -> None:
+        """Raise TransportError when the server refused the upgrade, UnexpectedEOF when it said
+        goodbye, ProtocolError."""
+        if self._end is not None:
+            raise self._end
 
     def frame(self, data: bytes) -> bytes:
         """*data* as one binary frame, masked, behind what the server must be answered."""

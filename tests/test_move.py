@@ -89,7 +89,8 @@ def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
         "error_cb": lambda conn, exc: told.append((conn.options.name, exc)),
         "disconnected_cb": lambda conn: told.append((conn.options.name, "lost")),
     }
-    with NatsCluster(3) as cluster:
+    # As by default, a server waits ten seconds before it puts the first client out.
+    with NatsCluster(3, lame_duck_grace_period=10) as cluster:
         publisher = gnats.connect(cluster.urls[0], name="publisher", **options)
         subscriber = gnats.connect(cluster.urls[1], name="subscriber", **options)
         plain: list[int] = []
