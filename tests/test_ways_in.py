@@ -7,10 +7,13 @@ from __future__ import annotations
 import base64
 import copy
 import pickle
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import gevent
 import nkeys
 import pytest
 import trustme
@@ -24,7 +27,7 @@ from gnats.errors import (
     TLSError,
     TransportError,
 )
-from gnats.testing import NatsServer, free_port
+from gnats.testing import ChaosProxy, NatsServer, free_port
 
 FAST: dict[str, Any] = {
     "reconnect_wait": 0.02,
@@ -397,6 +400,49 @@ def test_nothing_is_shown(way: Way, server: NatsServer) -> None:
     seed = getattr(way, "seed", None) or getattr(getattr(way, "identity", None), "seed", b"s3cret")
     assert seed.decode() not in shown
     conn.close()
+
+
+@pytest.mark.parametrize("way", [TLS, WS, WSPlain, WSS], indirect=True, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("keep", [False, True], ids=["at most once", "at least once"])
+def test_losses_keep_the_promise(
+    way: Way, server: NatsServer, keep: bool, rng: random.Random
+) -> None:
+    """Links cut at random bytes of what is encrypted or framed. A torn TLS record was not read;
+    of a torn WebSocket frame any part may have been."""
+    options = {**FAST, **way.options()}
+    port = urlsplit(way.url(server)).port
+    with ChaosProxy(f"127.0.0.1:{port}") as proxy:
+        reader = gnats.connect(way.url(server), **options)
+        arrived: list[int] = []
+        reader.subscribe("n", cb=lambda msg: arrived.append(int(msg.data[:8])))
+        reader.flush()
+        url = way.url(server).replace(f":{port}", f":{proxy.port}")
+        conn = gnats.connect(url, replay_unconfirmed=keep, **options)
+        count = 0
+        for _ in range(12):
+            conn.wait_for_status("connected", 10)
+            losses = conn.stats.disconnects
+            proxy.cut_after(rng.randrange(200_000), reset=rng.random() < 0.5)
+            while conn.stats.disconnects == losses:
+                for _ in range(20):
+                    conn.publish("n", b"%08d" % count + rng.randbytes(rng.randrange(2000)))
+                    count += 1
+                gevent.sleep(0.0005)
+        conn.wait_for_status("connected", 10)
+        assert conn.flush(20)
+        stats = conn.stats
+        reader.flush()
+        assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
+        missing = count - len(set(arrived))
+        if keep:
+            assert missing == 0
+            assert list(dict.fromkeys(arrived)) == list(range(count))
+        else:
+            assert len(arrived) == len(set(arrived))
+            assert arrived == sorted(arrived)
+            assert missing <= stats.uncertain
+        conn.close()
+        reader.close()
 
 
 def test_nothing_is_pickled() -> None:

@@ -1,0 +1,326 @@
+"""TLS: what is refused and by which name, that nothing goes in clear, that load harms nothing."""
+
+from __future__ import annotations
+
+import datetime
+import ssl as standard_ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import trustme
+from gevent import ssl
+
+import gnats
+from gnats.errors import (
+    CertificateError,
+    NoServersError,
+    ProtocolError,
+    SecureConnWantedError,
+    TLSError,
+)
+from gnats.testing import FakeClient, NatsServer, serve, wait_until
+
+FAST: dict[str, Any] = {
+    "reconnect_wait": 0.02,
+    "reconnect_jitter": 0.0,
+    "reconnect_jitter_tls": 0.0,
+    "max_reconnect": -1,
+}
+SECRET: dict[str, Any] = {"user": "ada", "password": "s3cret"}
+RECORD = b"\x16\x03"  # how a TLS handshake begins
+
+
+class Authority:
+    """A certificate authority, and files of what it issued."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ca = trustme.CA()
+        self.ca = folder / "ca.pem"
+        self._ca.cert_pem.write_to_path(self.ca)
+
+    def issue(self, *names: str, **options: Any) -> tuple[str, str]:
+        """Files of a certificate and its key."""
+        issued = self._ca.issue_cert(*names, **options)
+        stem = names[0].replace("*", "_").replace(":", "_")
+        cert, key = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
+        issued.cert_chain_pems[0].write_to_path(cert)
+        issued.private_key_pem.write_to_path(key)
+        return str(cert), str(key)
+
+    def server_context(self, *names: str, **options: Any) -> Any:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue(*names, **options))
+        return context
+
+    def config(self, *names: str, extra: str = "") -> str:
+        cert, key = self.issue(*names)
+        return f'tls {{ cert_file: "{cert}", key_file: "{key}", timeout: 5 {extra} }}'
+
+    @property
+    def trusted(self) -> gnats.TLSOptions:
+        return gnats.TLSOptions(ca=self.ca)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def failure(url: str, **options: Any) -> Exception:
+    with pytest.raises(NoServersError) as caught:
+        gnats.connect(url, connect_timeout=5, **SECRET, **options)
+    (error,) = caught.value.failures.values()
+    assert isinstance(error, Exception)
+    return error
+
+
+def assert_nothing_told(client: FakeClient) -> None:
+    """A capture of the wire: nothing at all, or TLS, and no credential."""
+    wait_until(lambda: client.is_closed)
+    assert client.received == b"" or client.received.startswith(RECORD)
+    for word in (b"CONNECT", b"ada", b"s3cret", b"PING"):
+        assert word not in client.received
+
+
+# -- refused, each by its name, and nothing sent in clear ---------------------------------------
+
+
+def drain(client: FakeClient) -> None:
+    """Take raw bytes until the client leaves."""
+    while True:
+        client.read_exactly(1)
+
+
+@pytest.mark.parametrize(
+    "behind", [b"-ERR 'Authorization Violation'\r\n", b"PING\r\n", b"INFO {}\r\n", b"x"]
+)
+def test_bytes_behind_info_before_tls(
+    fake_server: Any, authority: Authority, behind: bytes
+) -> None:
+    """STARTTLS injection: what anybody puts there is not taken for the server's."""
+
+    def injected(client: FakeClient) -> None:
+        client.send(b'INFO {"tls_required":true,"max_payload":1000}\r\n' + behind)
+        drain(client)
+
+    server = fake_server(injected, strict=False)
+    assert isinstance(failure(server.url, tls=authority.trusted), ProtocolError)
+    assert isinstance(failure(server.url), ProtocolError)
+    for client in server.clients:
+        assert_nothing_told(client)
+
+
+def test_bytes_that_come_late_before_tls(fake_server: Any, authority: Authority) -> None:
+    def injected(client: FakeClient) -> None:
+        client.send_info(tls_required=True)
+        client.read_exactly(5)
+        client.send(b"-ERR 'Authorization Violation'\r\n")
+        drain(client)
+
+    server = fake_server(injected, strict=False)
+    assert isinstance(failure(server.url, tls=authority.trusted), TLSError)
+    assert_nothing_told(server.clients[0])
+
+
+@pytest.mark.parametrize("scheme", ["nats", "tls"])
+def test_a_plain_server_where_tls_is_wanted(
+    fake_server: Any, authority: Authority, scheme: str
+) -> None:
+    server = fake_server(strict=False)
+    url = server.url.replace("nats://", f"{scheme}://")
+    options = {"tls": authority.trusted} if scheme == "nats" else {}
+    assert isinstance(failure(url, **options), SecureConnWantedError)
+    assert_nothing_told(server.clients[0])
+
+
+def secure(authority: Authority, *names: str, **options: Any) -> Any:
+    context = authority.server_context(*names, **options)
+
+    def handler(client: FakeClient) -> None:
+        client.send_info(tls_required=True)
+        client.start_tls(context)
+        client.expect("CONNECT")
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    return handler
+
+
+YESTERDAY = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "reason"),
+    [
+        (("127.0.0.1",), {"not_after": YESTERDAY}, "expired"),
+        (("other.example",), {}, "not valid for '127.0.0.1'"),
+    ],
+    ids=["expired", "another name"],
+)
+def test_a_certificate_that_is_not_accepted(
+    fake_server: Any, authority: Authority, names: Any, options: Any, reason: str
+) -> None:
+    server = fake_server(secure(authority, *names, **options), strict=False)
+    error = failure(server.url, tls=authority.trusted)
+    assert isinstance(error, CertificateError)
+    assert reason in error.reason
+    assert error.host == "127.0.0.1"
+    wait_until(lambda: server.clients[0].is_closed)
+    assert b"CONNECT" not in server.clients[0].received
+
+
+def test_the_name_that_a_certificate_must_be_for(fake_server: Any, authority: Authority) -> None:
+    server = fake_server(secure(authority, "real.example"))
+    options: dict[str, Any] = {"tls": authority.trusted, "tls_hostname": "real.example"}
+    gnats.connect(server.url, **options).close()
+
+
+def test_once_it_was_tls_it_stays_tls(fake_server: Any, authority: Authority) -> None:
+    """A server that offers none any more is not spoken to, though nobody asked for TLS by name:
+    the first server had required it."""
+    told: list[Exception] = []
+    server = fake_server(
+        [secure(authority, "127.0.0.1"), serve, serve, secure(authority, "127.0.0.1")]
+    )
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    conn = gnats.connect(
+        server.url.replace("nats://", "tls://"),
+        tls=context,
+        error_cb=lambda _, exc: told.append(exc),
+        **SECRET,
+        **FAST,
+    )
+    conn.set_servers(server.url)  # no tls:// any more
+    server.clients[0].reset()
+    wait_until(lambda: len(server.clients) >= 4, 10)
+    conn.wait_for_status("connected", 10)
+    assert sum(isinstance(exc, SecureConnWantedError) for exc in told) == 2
+    for client in server.clients[1:3]:
+        assert client.received == b""
+    conn.close()
+
+
+def test_a_server_that_requires_tls_is_given_it_unasked(authority: Authority) -> None:
+    """With the system's authorities: ours is not one of them, so it is refused, by name."""
+    with NatsServer(config=authority.config("127.0.0.1")) as server:
+        assert isinstance(failure(server.url), CertificateError)
+
+
+# -- contexts, whoever made them ------------------------------------------------------------------
+
+
+def test_a_context_of_the_standard_library(authority: Authority) -> None:
+    context = standard_ssl.create_default_context(cafile=str(authority.ca))
+    with NatsServer(config=authority.config("127.0.0.1")) as server:
+        with gnats.connect(server.url, tls=context, **FAST) as conn:
+            assert conn.rtt() < 5
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("patch", ["before", "after", "never"])
+def test_a_context_made_before_or_after_a_monkey_patch(authority: Authority, patch: str) -> None:
+    lines = ["import ssl", f"context = ssl.create_default_context(cafile={str(authority.ca)!r})"]
+    monkey = "from gevent import monkey; monkey.patch_all()"
+    if patch != "never":
+        lines.insert(0 if patch == "before" else 2, monkey)
+    with NatsServer(config=authority.config("127.0.0.1")) as server:
+        lines += [
+            "import gnats",
+            f"conn = gnats.connect({server.url!r}, tls=context)",
+            "conn.publish('a', b'x')",
+            "print(conn.flush())",
+            "conn.close()",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=50
+        )
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_verification_is_on_unless_turned_off_loudly(
+    authority: Authority, caplog: pytest.LogCaptureFixture, verify: bool
+) -> None:
+    with NatsServer(config=authority.config("other.example")) as server:
+        if verify:
+            assert isinstance(failure(server.url, tls=gnats.TLSOptions()), CertificateError)
+        else:
+            gnats.connect(server.url, tls=gnats.TLSOptions(verify=False)).close()
+    assert ("without verification" in caplog.text) is not verify
+
+
+def test_the_oldest_version_is_1_2_and_may_be_1_3() -> None:
+    with pytest.raises(gnats.errors.OptionError):
+        gnats.TLSOptions(minimum_version="1.1")
+    assert gnats.transport.make_context(gnats.TLSOptions()).minimum_version == 0x0303
+    newest = gnats.transport.make_context(gnats.TLSOptions(minimum_version="1.3"))
+    assert newest.minimum_version == 0x0304
+
+
+def test_files_are_read_anew_at_every_attempt(authority: Authority) -> None:
+    ca = authority.folder / "late.pem"
+    options = gnats.TLSOptions(ca=ca)
+    with NatsServer(config=authority.config("127.0.0.1")) as server:
+        conn = gnats.connect(server.url, tls=options, retry_on_failed_connect=True, **FAST)
+        wait_until(lambda: isinstance(conn.last_error, TLSError))
+        assert "late.pem" in str(conn.last_error)
+        ca.write_bytes(authority.ca.read_bytes())
+        conn.wait_for_status("connected", 10)
+        conn.close()
+
+
+def test_a_key_that_needs_a_password(authority: Authority) -> None:
+    cert, key = authority.issue("client")
+    locked = authority.folder / "locked.key"
+    subprocess.run(
+        ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:pw", "-out", str(locked)],
+        check=True,
+    )
+    extra = f', ca_file: "{authority.ca}", verify: true'
+    with NatsServer(config=authority.config("127.0.0.1", extra=extra)) as server:
+        tls = gnats.TLSOptions(ca=authority.ca, cert=cert, key=locked)
+        error = failure(server.url, tls=tls)
+        assert isinstance(error, TLSError)
+        assert "key_password" in str(error)
+        for password in ("pw", lambda: "pw"):
+            tls = gnats.TLSOptions(ca=authority.ca, cert=cert, key=locked, key_password=password)
+            gnats.connect(server.url, tls=tls).close()
+
+
+# -- under load -----------------------------------------------------------------------------------
+
+
+def test_500_publishers_and_a_flood_on_one_tls_link(authority: Authority) -> None:
+    """One reader and one writer share the state of TLS; a torn record would end the link."""
+    each, publishers = 60, 500
+    with NatsServer(config=authority.config("127.0.0.1")) as server:
+        conn = gnats.connect(server.url, tls=authority.trusted, **FAST)
+        got: dict[int, list[int]] = {number: [] for number in range(publishers)}
+
+        def note(msg: gnats.Msg) -> None:
+            publisher, number, padding = msg.data.split(b":")
+            assert len(padding) == (int(publisher) * 37 + int(number) * 101) % 3000
+            got[int(publisher)].append(int(number))
+
+        conn.subscribe("load", cb=note)
+
+        def publish(publisher: int) -> None:
+            for number in range(each):
+                padding = b"x" * ((publisher * 37 + number * 101) % 3000)
+                conn.publish("load", b"%d:%d:%b" % (publisher, number, padding))
+                if number % 7 == 0:
+                    gevent.sleep(0)
+
+        greenlets = [gevent.spawn(publish, number) for number in range(publishers)]
+        gevent.joinall(greenlets, timeout=40, raise_error=True)
+        assert conn.flush(20)
+        wait_until(lambda: sum(map(len, got.values())) == each * publishers, 20)
+        assert all(numbers == list(range(each)) for numbers in got.values())
+        assert conn.stats.disconnects == 0
+        conn.close()
