@@ -21,13 +21,15 @@ from jwts import Identity, Realm, creds
 
 import gnats
 from gnats.errors import (
+    AuthenticationExpiredError,
     AuthorizationError,
     CertificateError,
+    MaxConnectionsError,
     NoServersError,
     TLSError,
     TransportError,
 )
-from gnats.testing import ChaosProxy, NatsServer, free_port
+from gnats.testing import ChaosProxy, NatsServer, free_port, wait_until
 
 FAST: dict[str, Any] = {
     "reconnect_wait": 0.02,
@@ -481,3 +483,74 @@ def test_what_cannot_work_says_why(
     with NatsServer(config=config) as server, pytest.raises(NoServersError) as caught:
         gnats.connect(server.url, **options)
     assert isinstance(next(iter(caught.value.failures.values())), failure)
+
+
+# -- credentials that end while the link is up --------------------------------------------------
+
+
+def test_a_jwt_that_expires_is_replaced_by_a_fresh_one() -> None:
+    realm = Realm()
+    lifetimes = iter([2.0, 3600.0])
+    told: list[Exception] = []
+
+    def fresh() -> str:
+        return creds(*realm.user(next(lifetimes, 3600.0)))
+
+    with NatsServer(config=realm.config) as server:
+        conn = gnats.connect(
+            server.url, user_credentials=fresh, error_cb=lambda _, exc: told.append(exc), **FAST
+        )
+        sub = conn.subscribe("kept")
+        wait_until(lambda: conn.stats.reconnects == 1, 15)
+        assert isinstance(told[0], AuthenticationExpiredError)
+        conn.publish("kept", b"x")
+        assert sub.next_msg(5).data == b"x"
+        conn.close()
+
+
+def test_a_jwt_that_expires_and_is_not_replaced_ends_the_connection_and_says_why() -> None:
+    realm = Realm()
+    text = creds(*realm.user(2.0))
+    with NatsServer(config=realm.config) as server:
+        conn = gnats.connect(server.url, user_credentials=text, **{**FAST, "reconnect_wait": 0.5})
+        conn.wait_for_status("closed", 15)
+        assert isinstance(conn.last_error, AuthorizationError)
+        # Not in a tight loop. In the last second of its life the server admits it and puts it out
+        # at once: that is borne a few times before each try is made to wait.
+        assert conn.stats.attempts <= 10
+
+
+def test_an_account_that_is_full_is_tried_again_until_there_is_room() -> None:
+    realm = Realm(conn=1)
+    text = creds(*realm.user())
+    with NatsServer(config=realm.config) as server:
+        first = gnats.connect(server.url, user_credentials=text, **FAST)
+        second = gnats.connect(
+            server.url, user_credentials=text, retry_on_failed_connect=True, **FAST
+        )
+        wait_until(lambda: isinstance(second.last_error, MaxConnectionsError), 10)
+        first.close()
+        second.wait_for_status("connected", 10)
+        second.close()
+
+
+def test_a_user_that_is_put_out_by_a_reload_comes_back_when_it_is_let_in_again() -> None:
+    def config(password: str) -> str:
+        return f'authorization {{ user: "ada", password: "{password}" }}'
+
+    told: list[Exception] = []
+    with NatsServer(config=config("one")) as server:
+        conn = gnats.connect(
+            server.url,
+            user="ada",
+            password="one",
+            ignore_auth_error_abort=True,
+            error_cb=lambda _, exc: told.append(exc),
+            **FAST,
+        )
+        server.reload(config("two"))
+        wait_until(lambda: sum(isinstance(exc, AuthorizationError) for exc in told) >= 3, 10)
+        server.reload(config("one"))
+        conn.wait_for_status("connected", 10)
+        assert works(conn)
+        conn.close()
