@@ -8,6 +8,7 @@ import base64
 import copy
 import pickle
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -554,3 +555,9 @@ def test_a_user_that_is_put_out_by_a_reload_comes_back_when_it_is_let_in_again()
         conn.wait_for_status("connected", 10)
         assert works(conn)
         conn.close()
+
+
+def test_the_table_of_the_docs_has_every_way() -> None:
+    page = Path(__file__).parent.parent / "docs" / "security.md"
+    rows = re.findall(r"^\| `(\w+)`.*?\| ✓ \| `(\w+)` \| ✓", page.read_text("utf-8"), re.MULTILINE)
+    assert rows == [(way.__name__, way.refused.__name__) for way in WAYS]
