@@ -29,6 +29,7 @@ class Figure(NamedTuple):
     lower_is_better: bool = False
     limit: float | None = None  # of ours alone, in *unit*
     pair: tuple[str, str] = (OURS, PEER)  # the ratio is first ÷ second
+    plain: str = ""  # the case whose second client it is, where that is not the same case
 
 
 class Case(NamedTuple):
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     figures: tuple[Figure, ...]
     fed: bool = False  # by the feeder
     answered: bool = False  # by the responder
+    over: str = "tcp"  # or "tls", "ws"
     cut: bool = False  # its link runs through the gate, which is shut and opened once
 
 
@@ -62,6 +64,24 @@ def _return(name: str, count: int, what: str) -> Case:
     )
 
 
+def _over(over: str) -> tuple[Case, ...]:
+    """Publishing and receiving over another kind of link, beside nats-py and beside plain TCP."""
+
+    def figures(what: str) -> tuple[Figure, ...]:
+        return (
+            Figure(f"{what}, {over}", "msg/s", "rate", 1.0),
+            Figure(f"{what}, {over} ÷ tcp", "msg/s", "rate", 1.0, None, False, None, _SELF, what),
+        )
+
+    pair = (OURS, PEER)
+    return (
+        Case(f"publish-{over}", 300_000, pair, figures("publish"), over=over),
+        Case(f"receive-{over}", 300_000, pair, figures("receive"), over=over, fed=True),
+    )
+
+
+_SELF = (OURS, OURS)
+
 CASES = (
     Case(
         "publish",
@@ -72,6 +92,8 @@ CASES = (
             Figure("publish, CPU", _CPU, "cpu/count", 1e6, lower_is_better=True),
         ),
     ),
+    *_over("tls"),
+    *_over("ws"),
     Case(
         "kept",
         300_000,

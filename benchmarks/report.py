@@ -54,21 +54,30 @@ class Line(NamedTuple):
 def lines_of(cases: Iterable[Case], results: dict[str, Rounds], scale: float) -> list[Line]:
     """The figures of *results*, in the order of the table."""
     return [
-        _line(figure, results[case.name], max(1, int(case.count * scale)))
+        _line(
+            figure,
+            results[case.name],
+            results.get(figure.plain or case.name, {}),
+            max(1, int(case.count * scale)),
+        )
         for case in cases
         for figure in case.figures
     ]
 
 
-def _line(figure: Figure, rounds: Rounds, count: int) -> Line:
-    values = {
-        client: [_value(figure, result) for result in results] for client, results in rounds.items()
-    }
+def _line(figure: Figure, rounds: Rounds, others: Rounds, count: int) -> Line:
+    values, beside = _values(figure, rounds), _values(figure, others)
     first, second = figure.pair
-    pairs = zip(values.get(first, []), values.get(second, []))
+    pairs = zip(values.get(first, []), beside.get(second, []))
     ratios = [ours / peer for ours, peer in pairs if ours is not None and peer]
     known = {client: [v for v in each if v is not None] for client, each in values.items()}
     return Line(figure.name.format(count=count), figure, known, ratios)
+
+
+def _values(figure: Figure, rounds: Rounds) -> dict[str, list[float | None]]:
+    return {
+        client: [_value(figure, result) for result in results] for client, results in rounds.items()
+    }
 
 
 def _value(figure: Figure, result: dict[str, Any] | None) -> float | None:

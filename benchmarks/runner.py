@@ -7,17 +7,21 @@ machine that slows down slows down all of them.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gevent
+import trustme
 from gevent.subprocess import PIPE, Popen
 
 from benchmarks.cases import Case
-from gnats.testing import NatsServer
+from benchmarks.wire import CA_FILE
+from gnats.testing import NatsServer, free_port
 
 __all__ = ["Outcome", "run"]
 
@@ -89,18 +93,29 @@ def run(
         case.name: {name: [] for name in case.clients if name in clients} for case in cases
     }
     with ExitStack() as stack:
-        server = stack.enter_context(NatsServer())
+        ws_port = free_port()
+        config = f'websocket {{ port: {ws_port}, host: "127.0.0.1", no_tls: true }}'
+        server = stack.enter_context(NatsServer(config=config))
+        secure = stack.enter_context(secure_server())
+        urls = {
+            "tcp": server.url,
+            "ws": f"ws://127.0.0.1:{ws_port}",
+            "tls": secure.url.replace("nats://", "tls://"),
+        }
         feeder, _ = _started(stack, "benchmarks.feeder", server.url)
+        tls_feeder, _ = _started(stack, "benchmarks.feeder", urls["tls"])
         responder, _ = _started(stack, "benchmarks.responder", server.url, SUBJECT + ".answered")
         gate, address = _started(stack, "benchmarks.gate", server.url)
-        helpers = Helpers(feeder, responder, gate, json.loads(address)["url"])
+        feeders = {"tcp": feeder, "ws": feeder, "tls": tls_feeder}
+        urls["gate"] = json.loads(address)["url"]
+        helpers = Helpers(urls, feeders, responder, gate)
         for number in range(rounds):
             for case in cases:
                 for name in _turned(list(results[case.name]), number):
                     progress(f"round {number + 1}/{rounds}: {case.name}, {name}")
                     count = max(1, int(case.count * scale))
                     try:
-                        result = _measure(server.url, case, clients[name], count, helpers)
+                        result = _measure(case, clients[name], count, helpers)
                     except ProgramError as exc:
                         errors.append(f"{case.name}, {name}, round {number + 1}: {exc}")
                         result = None
@@ -111,10 +126,10 @@ def run(
 class Helpers(NamedTuple):
     """The independent processes at the other end."""
 
-    feeder: Program
+    urls: dict[str, str]  # by the kind of link
+    feeders: dict[str, Program]
     responder: Program
     gate: Program
-    gate_url: str
 
 
 def _started(stack: ExitStack, module: str, *args: str) -> tuple[Program, str]:
@@ -124,22 +139,37 @@ def _started(stack: ExitStack, module: str, *args: str) -> tuple[Program, str]:
         return program, program.read()
 
 
-def _measure(url: str, case: Case, module: str, count: int, helpers: Helpers) -> dict[str, Any]:
+def _measure(case: Case, module: str, count: int, helpers: Helpers) -> dict[str, Any]:
     subject = SUBJECT + (".answered" if case.answered else f".{case.name}")
-    url = helpers.gate_url if case.cut else url
+    url = helpers.urls["gate" if case.cut else case.over]
     with closing(Program(module, case.name, url, subject, str(count))) as program:
         with _bound(f"no result within {PATIENCE:g} s"):
             times: dict[str, float] = {}
             if case.fed:
                 program.read()
-                helpers.feeder.write(f"{subject} {count}")
-                helpers.feeder.read()
+                helpers.feeders[case.over].write(f"{subject} {count}")
+                helpers.feeders[case.over].read()
             if case.cut:
                 times = _outage(program, helpers.gate)
             result: dict[str, Any] = json.loads(program.read())
             program.finish()
     opened = times.pop("opened", 0.0)
     return {**result, **{name: at - opened for name, at in _moments(result, times)}}
+
+
+@contextmanager
+def secure_server() -> Iterator[NatsServer]:
+    """A server with TLS, and in the environment of the programs where its authority is."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    with tempfile.TemporaryDirectory(prefix="gnats-bench-") as folder:
+        authority.cert_pem.write_to_path(os.path.join(folder, "ca.pem"))
+        issued.cert_chain_pems[0].write_to_path(os.path.join(folder, "cert.pem"))
+        issued.private_key_pem.write_to_path(os.path.join(folder, "key.pem"))
+        os.environ[CA_FILE] = os.path.join(folder, "ca.pem")
+        config = f'tls {{ cert_file: "{folder}/cert.pem", key_file: "{folder}/key.pem" }}'
+        with NatsServer(config=config) as server:
+            yield server
 
 
 def _outage(program: Program, gate: Program) -> dict[str, float]:

@@ -6,12 +6,16 @@ common with it.
 
 from __future__ import annotations
 
+import os
 import socket
+import ssl
 from urllib.parse import urlsplit
 
-__all__ = ["PAYLOAD", "dial", "frames", "ping", "recv"]
+__all__ = ["CA_FILE", "PAYLOAD", "dial", "frames", "ping", "recv"]
 
 PAYLOAD = b"0123456789abcdef"
+#: The environment's word for the file of the authority that tls:// servers are checked against.
+CA_FILE = "GNATS_BENCH_CA"
 _TIMEOUT = 60.0  # seconds; a process whose peer is stuck ends by itself
 
 
@@ -22,6 +26,9 @@ def dial(url: str) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while not recv(sock).endswith(b"\r\n"):
         pass  # INFO
+    if parts.scheme == "tls":
+        context = ssl.create_default_context(cafile=os.environ[CA_FILE])
+        sock = context.wrap_socket(sock, server_hostname=parts.hostname)
     sock.sendall(b'CONNECT {"verbose":false,"pedantic":false,"lang":"raw","version":"0"}\r\n')
     ping(sock)
     return sock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 import tracemalloc
 from typing import Any
@@ -23,7 +24,7 @@ from benchmarks.clients.contract import (
     resident,
     say,
 )
-from benchmarks.wire import PAYLOAD
+from benchmarks.wire import CA_FILE, PAYLOAD
 
 _PATIENCE = 60.0  # seconds for any one wait
 RECONNECT: dict[str, Any] = {
@@ -161,6 +162,10 @@ CASES = {
     "concurrent": concurrent,
     "memory": memory,
     "kept": publish,
+    "publish-tls": publish,
+    "receive-tls": receive,
+    "publish-ws": publish,
+    "receive-ws": receive,
     "restore": restore,
     "return-1": lambda conn, task: outage(conn, task, full=False),
     "return-1000": lambda conn, task: outage(conn, task, full=False),
@@ -176,6 +181,8 @@ def main(**options: Any) -> None:
     task = job()
     logging.getLogger("gnats").setLevel(logging.ERROR)  # the losses are meant
     options["reconnected_cb"] = lambda _: RETURNED.set(time.monotonic())
+    if task.url.startswith("tls:"):
+        options["tls"] = gnats.TLSOptions(ca=os.environ[CA_FILE])
     with gnats.connect(task.url, **RECONNECT, **options) as conn:
         say(**CASES[task.case](conn, task))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import ssl
 import time
 import tracemalloc
 from typing import Any
@@ -23,7 +25,7 @@ from benchmarks.clients.contract import (
     resident,
     say,
 )
-from benchmarks.wire import PAYLOAD
+from benchmarks.wire import CA_FILE, PAYLOAD
 
 _PATIENCE = 60  # seconds for any one wait
 
@@ -135,6 +137,10 @@ CASES = {
     "serial": serial,
     "concurrent": concurrent,
     "memory": memory,
+    "publish-tls": publish,
+    "receive-tls": receive,
+    "publish-ws": publish,
+    "receive-ws": receive,
     "return-1": lambda client, task: outage(client, task, full=False),
     "return-1000": lambda client, task: outage(client, task, full=False),
     "return-20000": lambda client, task: outage(client, task, full=False),
@@ -155,8 +161,12 @@ async def on_error(_: Exception) -> None:
 
 async def main() -> None:
     task = job()
+    secure: dict[str, Any] = {}
+    if task.url.startswith("tls:"):
+        secure["tls"] = ssl.create_default_context(cafile=os.environ[CA_FILE])
     client = await nats.connect(
         task.url,
+        **secure,
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_WAIT,
         pending_size=8 * 1024 * 1024,  # what gnats takes by default
