@@ -69,20 +69,17 @@ class Move:
         self._is_closing = is_closing
         # A queue group gives a message to one of its members: both links' are different ones.
         self._shared = {sub.sid for sub in subscriptions if not sub.queue}
+        #: The sids that the next server knows.
+        self.told = {sub.sid for sub in subscriptions}
         self._held: list[Event] = list(opened.early)
         self._seen: Counter[Key] = Counter()
         self._failure: Exception | None = None
         self._subscribed = False
         self._parted = False
 
-    @property
-    def told(self) -> set[int]:
-        """The sids that the next server knows."""
-        return {sub.sid for sub in self._subscriptions}
-
-    def delivered(self, sid: int) -> int:
-        """Messages that the next server has sent to *sid*, doubles included."""
-        return sum(isinstance(event, Msg) and event.sid == sid for event in self._held)
+    def delivered(self) -> Counter[int]:
+        """How many messages the next server has sent to each sid, doubles included."""
+        return Counter(event.sid for event in self._held if isinstance(event, Msg))
 
     def run(self) -> list[Event]:
         """Subscribe there, part here; what is new over there. Switches. Raises Error when either

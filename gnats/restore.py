@@ -71,6 +71,7 @@ class Restore:
     def take_over(self, info: ServerInfo, move: Move, unread: list[Event]) -> None:
         """The same for a link that was subscribed before: what has changed since is told."""
         self._evict(info)
+        delivered = move.delivered()
         new = Counter(event.sid for event in unread if isinstance(event, Msg))
         control = []
         live = {sub.sid: sub for sub in self._subscriptions.to_keep()}
@@ -78,7 +79,7 @@ class Restore:
             control.append(commands.unsub(sid))
         for sid, sub in live.items():
             if sid in move.told:
-                control += sub.limit_frames(move.delivered(sid), new[sid])
+                control += sub.limit_frames(delivered[sid], new[sid])
             else:
                 control += sub.frames()
         self._buffer.restore(control)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.timeout(200),  # some fifty processes, on a machine that may be busy
     pytest.mark.skipif(
         not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not in this tree"
     ),
@@ -31,7 +32,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",
-        timeout=50,
+        timeout=150,
     )
 
 
