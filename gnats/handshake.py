@@ -8,7 +8,7 @@ DESIGN section 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import commands
@@ -63,7 +63,7 @@ class Handshake:
         except ProtocolError as exc:
             # What the server said before it broke the protocol may be the better reason.
             for event in exc.events:
-                if isinstance(event, Err) and not self._is_clear:
+                if isinstance(event, Err) and not self._precedes_tls(exc.events):
                     raise read_refusal(event.text).error from exc
             raise
         if self._is_clear:
@@ -81,10 +81,16 @@ class Handshake:
         """Whether what comes now could have been put in by anybody on the way."""
         return self.info is None and not self._secured
 
+    def _precedes_tls(self, events: Sequence[Event]) -> bool:
+        """Whether *events*, the first of the link, came in clear in front of TLS."""
+        first = events[0] if events else None
+        wanted = self._tls or (isinstance(first, Info) and first.info.tls_required)
+        return self._is_clear and wanted
+
     def _check_clear(self, events: list[Event]) -> None:
         """In front of TLS: one INFO line, or a refusal."""
         first = events[0] if events else None
-        if isinstance(first, Info) and (self._tls or first.info.tls_required):
+        if isinstance(first, Info) and self._precedes_tls(events):
             if len(events) > 1 or self._parser.pending:
                 raise ProtocolError(
                     "bytes in clear follow the INFO of a server that uses TLS: not believed"

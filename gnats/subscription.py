@@ -404,6 +404,7 @@ class Subscription:
         return frames
 
     def opening_frame(self) -> bytes:
+        """Its SUB."""
         return commands.sub(self.sid, self.subject.encode(), self.queue.encode())
 
     def limit_frames(self, delivered: int, unread: int) -> list[bytes]:

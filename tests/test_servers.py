@@ -272,6 +272,7 @@ def test_lame_duck_is_told_and_left() -> None:
             lame_duck_cb=lambda c: events.append("lame_duck"),
             disconnected_cb=lambda c: events.append("disconnected"),
             reconnected_cb=lambda c: events.append("reconnected"),
+            lame_duck_move=False,  # tests/test_move.py has the other way
             **FAST,
         )
         sub = conn.subscribe("x")

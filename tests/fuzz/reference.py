@@ -184,7 +184,8 @@ class Talk:
         """The bytes to send, or the reason to give up: "protocol", "tls", or "-ERR words"."""
         words = [event for event in events if event[0] == "ERR"]
         if fault:
-            return b"", f"-ERR {words[0][1]}" if words else "protocol"
+            tls = self.info is None and events and events[0][0] == "INFO" and events[0][2]
+            return b"", f"-ERR {words[0][1]}" if words and not tls else "protocol"
         out = b""
         asked = self.info is not None  # the PING that is to be answered is out
         for position, (kind, *rest) in enumerate(events):

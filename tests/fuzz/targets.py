@@ -237,6 +237,9 @@ def _talk(chunks: list[bytes], reading: reference.Reading, refuses: bool) -> Non
         if refuses and asked:
             _must_raise(Refused, shaking, chunk)
             return
+        if reason == "tls":
+            _turns_to_tls(shaking, chunk, b"".join(chunks[: position + 1]))
+            return
         if reason is not None:
             _must_raise(_kind(reason), shaking, chunk)
             return
@@ -248,6 +251,16 @@ def _talk(chunks: list[bytes], reading: reference.Reading, refuses: bool) -> Non
             assert [said(event) for event in shaking.early] == talk.early
             _read_on(reader, chunks[position + 1 :], now, reading)
             return
+
+
+def _turns_to_tls(shaking: Handshake, chunk: bytes, heard: bytes) -> None:
+    """In front of TLS stands one INFO line; what is behind it is not believed."""
+    if heard.partition(b"\n")[2]:
+        _must_raise(ProtocolError, shaking, chunk)
+    else:
+        assert shaking.feed(chunk) == b""
+        assert shaking.awaits_tls
+        assert not shaking.done
 
 
 def _must_raise(kind: type[BaseException], shaking: Handshake, chunk: bytes) -> None:
@@ -263,7 +276,7 @@ def _must_raise(kind: type[BaseException], shaking: Handshake, chunk: bytes) -> 
 def _kind(reason: str) -> type[BaseException]:
     if reason.startswith("-ERR "):
         return type(read_refusal(reason[5:]).error)
-    return {"protocol": ProtocolError, "tls": SecureConnRequiredError}[reason]
+    return {"protocol": ProtocolError}[reason]
 
 
 def _read_on(parser: Parser, chunks: list[bytes], now: int, reading: reference.Reading) -> None:
