@@ -29,6 +29,9 @@ PATIENCE = 2.0
 # Messages held back at which the settling is cut short: their memory must have a bound.
 MOST_HELD = 100_000
 
+# Seconds that the next link may lag behind the present one.
+LAG = 10.0
+
 Key = tuple[int, str, str, "bytes | None", bytes]
 
 
@@ -37,18 +40,31 @@ def key_of(msg: Msg) -> Key:
     return msg.sid, msg.subject, msg.reply, msg.block, msg.data
 
 
-def once(held: list[Event], seen: Counter[Key]) -> list[Event]:
-    """*held* without the messages that were *seen*, as often as they were; in order."""
-    left = Counter(seen)
-    kept = []
-    for event in held:
-        if isinstance(event, Msg):
-            key = key_of(event)
-            if left[key] > 0:
-                left[key] -= 1
-                continue
-        kept.append(event)
-    return kept
+class Seen:
+    """What the present link has delivered, so that the next one need not deliver it again.
+
+    *early* is what came before the whole cluster knew of the next link: it may have it or not, and
+    has it by the time of the change. What came later the next link has, or is still to get.
+    """
+
+    def __init__(self) -> None:
+        self.early: Counter[Key] = Counter()
+        self.late: Counter[Key] = Counter()
+
+    def without(self, events: list[Event]) -> list[Event]:
+        """*events* without the messages that were seen, each taken out as often as it was; in
+        order."""
+        return [event for event in events if not (isinstance(event, Msg) and self._take(event))]
+
+    def _take(self, msg: Msg) -> bool:
+        key = key_of(msg)
+        for seen in (self.early, self.late):
+            if key in seen:
+                seen[key] -= 1
+                if not seen[key]:
+                    del seen[key]
+                return True
+        return False
 
 
 class Move:
@@ -72,7 +88,8 @@ class Move:
         #: The sids that the next server knows.
         self.told = {sub.sid for sub in subscriptions}
         self._held: list[Event] = list(opened.early)
-        self._seen: Counter[Key] = Counter()
+        self._seen = Seen()
+        self._settled = False
         self._failure: Exception | None = None
         self._subscribed = False
         self._parted = False
@@ -89,6 +106,7 @@ class Move:
         try:
             self._await(lambda: self._subscribed, PATIENCE)
             self._await(lambda: len(self._held) >= MOST_HELD, SETTLE, optional=True)
+            self._settled = True
             self._old.part([commands.unsub(sid) for sid in self.told], self._on_parted)
             try:
                 self._await(lambda: self._parted, PATIENCE)
@@ -100,7 +118,22 @@ class Move:
             self._old.tap(None)
         if self._failure is not None:
             raise self._failure
-        return once(self._held, self._seen)
+        unread = self._seen.without(self._held)
+        self._seen.early.clear()
+        return unread
+
+    def follow(self, session: Session) -> None:
+        """The next link may lag behind what the old one has delivered: see to that, too."""
+        deadline = Deadline(LAG)
+
+        def sieve(events: list[Event]) -> list[Event]:
+            events = self._seen.without(events)
+            if not self._seen.late or deadline.expired:
+                session.tap(None)
+            return events
+
+        if self._seen.late:
+            session.tap(sieve)
 
     # -- inside --------------------------------------------------------------------------
 
@@ -136,11 +169,13 @@ class Move:
             self._failure = exc
             self._bell.ring()
 
-    def _note(self, events: list[Event]) -> None:
+    def _note(self, events: list[Event]) -> list[Event]:
         """What the present link brings meanwhile."""
+        seen = self._seen.late if self._settled else self._seen.early
         for event in events:
             if isinstance(event, Msg) and event.sid in self._shared:
-                self._seen[key_of(event)] += 1
+                seen[key_of(event)] += 1
+        return events
 
     def _on_parted(self, arrived: bool) -> None:
         self._parted = arrived

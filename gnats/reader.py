@@ -57,8 +57,8 @@ class Reader:
         self._on_info = on_info
         self._on_err = on_err
         self._fail = fail
-        #: Sees the events too, while a move to another server is under way.
-        self.tap: Callable[[list[Event]], None] | None = None
+        #: Sees the events first, while a move to another server is under way, and may keep some.
+        self.tap: Callable[[list[Event]], list[Event]] | None = None
         self.in_msgs = 0
         self.in_bytes = 0
         self.in_unknown = 0  # messages for a sid that is no more: in flight when it ended
@@ -77,7 +77,7 @@ class Reader:
                 self.chunks += 1
                 events = feed(data)
                 if self.tap is not None:
-                    self.tap(events)
+                    events = self.tap(events)
                 self._dispatch(events)
                 since_yield += CHUNK_COST + len(events)
                 if since_yield >= YIELD_EVERY:

@@ -348,6 +348,7 @@ class Reconnector:
         self._outbox.link()
         self.connects += 1
         self._pool.discover(opened.info.connect_urls)
+        move.follow(session)
         session.start()
         logger.info("gnats: moved to %s (link %d)", opened.url, session.generation)
         return session

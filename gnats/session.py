@@ -254,8 +254,9 @@ class Session:
             self.pings.lost()
             self.lifetime = time.monotonic() - self._began
 
-    def tap(self, see: Callable[[list[Event]], None] | None) -> None:
-        """Have *see* shown all that is read from now on; None ends that. Never switches."""
+    def tap(self, see: Callable[[list[Event]], list[Event]] | None) -> None:
+        """Have *see* shown all that is read from now on, and go on with what it returns; None
+        ends that. Never switches."""
         self._reader.tap = see
 
     def part(self, frames: list[bytes], on_pong: Callable[[bool], None]) -> None:

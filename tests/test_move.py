@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import gevent
@@ -11,7 +10,7 @@ from gevent.event import Event as Gate
 
 import gnats
 from gnats.message import Msg
-from gnats.move import key_of, once
+from gnats.move import Seen, key_of
 from gnats.parser import Ping
 from gnats.testing import ClientGone, FakeClient, FakeServer, Frame, NatsCluster, serve, wait_until
 
@@ -29,11 +28,21 @@ def payloads(events: list[Any]) -> list[bytes]:
     return [event.data for event in events if isinstance(event, Msg)]
 
 
-def test_what_was_seen_is_taken_out_as_often_as_it_was_seen() -> None:
+def seen(*messages: Msg, late: bool = False) -> Seen:
+    found = Seen()
+    (found.late if late else found.early).update(map(key_of, messages))
+    return found
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_seen_is_taken_out_as_often_as_it_was_seen(late: bool) -> None:
     held = [message(data) for data in (b"2", b"3", b"3", b"4", b"3")]
-    seen = Counter(key_of(message(data)) for data in (b"1", b"2", b"3", b"3"))
-    assert payloads(once(list(held), seen)) == [b"4", b"3"]
-    assert seen[key_of(message(b"3"))] == 2  # not used up
+    both = seen(*map(message, (b"1", b"2", b"3", b"3")), late=late)
+    assert payloads(both.without(list(held))) == [b"4", b"3"]
+    assert payloads(both.without(list(held))) == [b"2", b"3", b"3", b"4", b"3"]  # used up
+    assert payloads(both.without([message(b"1")])) == []
+    assert not both.early
+    assert not both.late
 
 
 def test_messages_that_differ_in_anything_are_different() -> None:
@@ -45,13 +54,13 @@ def test_messages_that_differ_in_anything_are_different() -> None:
         Msg("s", 1, "", b"NATS/1.0\r\nA: b\r\n\r\n", b"x"),
         message(b"y"),
     ]
-    assert once([same, *others], Counter([key_of(same)])) == others
+    assert seen(same).without([same, *others]) == others
 
 
 def test_what_is_no_message_stays_in_its_place() -> None:
     ping = Ping()
     held = [message(b"1"), ping, message(b"2")]
-    assert once(list(held), Counter([key_of(held[0])])) == [ping, held[2]]  # type: ignore[arg-type]
+    assert seen(message(b"1")).without(list(held)) == [ping, held[2]]
 
 
 # -- a cluster that is restarted, server by server ---------------------------------------------
@@ -69,6 +78,7 @@ class Flood:
         while True:
             for _ in range(10):
                 self._conn.publish("n", b"%d" % self.count)
+                self._conn.publish("shared", b"%d" % self.count)
                 self.count += 1
             gevent.sleep(0.002)
 
@@ -96,7 +106,9 @@ def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
         plain: list[int] = []
         shared: list[int] = []
         subscriber.subscribe("n", cb=lambda msg: plain.append(int(msg.data)))
-        subscriber.subscribe("n", queue="q", cb=lambda msg: shared.append(int(msg.data)))
+        # On a subject of its own: what a server has sent to a member that has just left goes back
+        # into the cluster, and may reach plain subscriptions to the same subject a second time.
+        subscriber.subscribe("shared", queue="q", cb=lambda msg: shared.append(int(msg.data)))
         subscriber.flush()
         wait_until(lambda: all(_knows(server, "n") for server in cluster), 10)
         flood = Flood(publisher)
@@ -110,10 +122,10 @@ def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
         count = flood.stop()
         wait_until(lambda: len(plain) >= count and len(shared) >= count, 10)
         assert plain == list(range(count))
-        assert sorted(shared) == list(range(count))
+        assert sorted(set(shared)) == list(range(count))
         assert told == []
         stats = publisher.stats
-        assert (stats.sent, stats.uncertain, stats.dropped) == (count, 0, 0)
+        assert (stats.sent, stats.uncertain, stats.dropped) == (2 * count, 0, 0)
         assert (stats.disconnects, subscriber.stats.disconnects) == (0, 0)
         publisher.close()
         subscriber.close()
@@ -207,6 +219,31 @@ def test_what_both_links_bring_is_delivered_once_and_in_order(fake_server: Any) 
     with pytest.raises(gnats.errors.TimeoutError):
         sub.next_msg(0.05)
     stage.conn.close()
+
+
+def test_a_next_link_that_lags_behind_delivers_nothing_twice(fake_server: Any) -> None:
+    """The old link's last messages, which come over the new one when it is the only one."""
+
+    def leaving(client: FakeClient) -> None:
+        client.handshake()
+        sid = client.read_frame().sid
+        client.send_info(ldm=True)
+        while client.read_frame().op != "UNSUB":
+            pass
+        for number in (1, 2):
+            client.deliver(sid, "plain", b"%d" % number)
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    old, other = fake_server(leaving), fake_server()
+    conn = gnats.connect([old.url, other.url], **FAST)
+    sub = conn.subscribe("plain")
+    wait_until(lambda: str(conn.connected_url) == other.url, 10)
+    for number in (1, 2, 3):
+        other.clients[-1].deliver(sub.sid, "plain", b"%d" % number)
+    assert [sub.next_msg(5).data for _ in range(3)] == [b"1", b"2", b"3"]
+    assert sub.pending_msgs == 0
+    conn.close()
 
 
 def test_what_is_published_meanwhile_goes_over_one_link_or_the_other_in_order(
