@@ -24,7 +24,7 @@ ConnectFields = Callable[[ServerInfo], "dict[str, Any]"]
 class Handshake:
     """Feed it what the server sends, send what it returns, until ``done``.
 
-    Raises the error that fits: ProtocolError, SecureConnRequiredError, what an -ERR means
+    Raises the error that fits: ProtocolError, SecureConnWantedError, what an -ERR means
     (AuthorizationError, ...: see ``refusals``), or whatever *connect_fields* raises. Switches
     only where *connect_fields* does.
     """

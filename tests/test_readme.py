@@ -236,7 +236,11 @@ def test_no_neighbours_import_each_other() -> None:
 def test_where_a_change_goes() -> None:
     rooms = _rooms()
     for _, where in table(ARCHITECTURE, "I want to change ..."):
-        named = [name for name in ticked(where) if not name.startswith(("gnats", "Nats", "Fake", "Chaos"))]
+        named = [
+            name
+            for name in ticked(where)
+            if not name.startswith(("gnats", "Nats", "Fake", "Chaos"))
+        ]
         for name in named:
             if name in rooms:
                 continue

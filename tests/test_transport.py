@@ -280,6 +280,7 @@ def resolve_to(monkeypatch: Any, *addresses: tuple[Any, ...]) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
 
     monkeypatch.setattr(transport.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(transport.random, "shuffle", lambda addresses: None)  # in this order
     return asked
 
 

@@ -121,8 +121,8 @@ application in as soon as the observer is back: what is published before would b
 itself. The cluster has three servers and no proxy; the observer is at the one that is not hurt.
 Expired credentials are spoken by a relay in front of the server, in the server's own words;
 `tests/test_ways_in.py` has a JWT that really expires. The options are those named above, so that
-a cell takes half a second; with the defaults, a silent server is found out after six minutes, and a round of attempts waits for
-two seconds.
+a cell takes half a second; with the defaults, a silent server is found out after six minutes, and
+a round of attempts waits for two seconds.
 
 Not in the table:
 

@@ -67,7 +67,12 @@ _TALKS = [
     _TALK + b"PONG\r\nX\r\n",
     _TALK + b"MSG a 1 2\r\nhi\r\n",
     _TALK + b"-ERR 'Authorization Violation'\r\n",
-    b'INFO {"tls_required":true}\r\n',
+    *(
+        b'INFO {"tls_required":true}\r\n' + rest
+        for rest in (b"", b"+", b"PONG\r\n", b"-ERR 'x'\r\n")
+    ),
+    *(b'INFO {"tls_available":true}\r\n' + rest for rest in (b"", b"+OK\r\nPONG\r\nPING\r\n")),
+    b"-ERR 'Authorization Violation'\r\n",
     b"-ERR 'Stale Connection'\r\nX\r\n",
     *(b"INFO {}\r\n" + wire for wire in _WIRES),
 ]
@@ -117,7 +122,10 @@ def seeds(target: str) -> list[bytes]:
             *(bytes([n % 8, n % 5, n]) + wire for n, wire in enumerate(_WIRES)),
             *(bytes([1, n % 3 * 20, n]) + wire for n, wire in enumerate(_EDGES)),
         ],
-        "handshake": [bytes([n % 2, n % 5, n]) + wire for n, wire in enumerate(_TALKS)],
+        "handshake": [
+            *(bytes([n % 2, n % 5, n]) + wire for n, wire in enumerate(_TALKS)),
+            *(bytes([flags, 0, 0]) + wire for wire in _TALKS[:14] for flags in (4, 6, 8, 12)),
+        ],
         "headers": [b"\1" + block for block in _BLOCKS],
         "encode": [b"\1" + pairs.encode("utf-8", "surrogateescape") for pairs in _PAIRS],
         "info": [

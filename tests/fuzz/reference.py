@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# An event as wire_cases.plain() tells it; but INFO is the repr of its JSON, and "TLS required".
+# An event as wire_cases.plain() tells it; but INFO is the repr of its JSON, and its word on TLS.
 Plain = tuple[Any, ...]
 
 # Deeper than this the answer of ``json`` hangs on how deep the caller stands.
@@ -128,7 +129,13 @@ def _read_control(line: bytes) -> Plain | None:
         return "ERR", (match[1] or b"").decode("utf-8", "replace").strip().strip("'")
     match = _INFO.fullmatch(line)
     info = read_info(match[1]) if match else None
-    return None if info is None else ("INFO", repr(info), info.get("tls_required") is True)
+    return None if info is None else ("INFO", repr(info), tls_of(info))
+
+
+def tls_of(info: Mapping[str, Any]) -> str:
+    """What an INFO says of TLS: "required", "available" or nothing."""
+    said = [word for word in ("required", "available") if info.get(f"tls_{word}") is True]
+    return said[0] if said else ""
 
 
 # -- INFO --------------------------------------------------------------------------------
@@ -173,27 +180,42 @@ HELLO = b'CONNECT {"name":"me"}\r\nPING\r\n'
 
 
 class Talk:
-    """What a client says to the events of each chunk. ``refused`` names what it raises."""
+    """What a client says to the events of each chunk. *tls*: it insists on it; *secured*: it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: bool = False, secured: bool = False) -> None:
+        self.tls, self.secured = tls, secured
         self.info: str | None = None
         self.done = False
         self.early: list[Plain] = []
 
-    def hear(self, events: list[Plain], fault: bool) -> tuple[bytes, str | None]:
-        """The bytes to send, or the reason to give up: "protocol", "tls", or "-ERR words"."""
-        words = [event for event in events if event[0] == "ERR"]
+    def hear(self, events: list[Plain], held: int, fault: bool) -> tuple[bytes, str | None]:
+        """The bytes to send; and what comes then: TLS ("tls"), or an error, as "protocol",
+        "wanted" (TLS, in vain), "-ERR words", or "-ERR in clear words", in front of TLS."""
+        first = events[0] if events else ("NOTHING",)
+        required = first[0] == "INFO" and first[2] == "required"
+        doubtful = self.info is None and not self.secured and (self.tls or required)
+        words = [event[1] for event in events if event[0] == "ERR"]
         if fault:
-            tls = self.info is None and events and events[0][0] == "INFO" and events[0][2]
-            return b"", f"-ERR {words[0][1]}" if words and not tls else "protocol"
+            return b"", f"-ERR {words[0]}" if words and not doubtful else "protocol"
+        if doubtful and first[0] == "INFO":
+            return b"", self._turn(first, alone=len(events) == 1 and not held)
+        if doubtful and first[0] == "ERR":
+            return b"", f"-ERR in clear {words[0]}"
+        return self._answer(events)
+
+    def _turn(self, info: Plain, alone: bool) -> str:
+        if not alone:
+            return "protocol"
+        self.info = info[1]
+        return "tls" if info[2] else "wanted"
+
+    def _answer(self, events: list[Plain]) -> tuple[bytes, str | None]:
         out = b""
         asked = self.info is not None  # the PING that is to be answered is out
         for position, (kind, *rest) in enumerate(events):
             if kind == "ERR":
                 return b"", f"-ERR {rest[0]}"
             if kind == "INFO":
-                if self.info is None and rest[1]:
-                    return b"", "tls"
                 out += HELLO if self.info is None else b""
                 self.info = rest[0]
             elif kind in ("MSG", "HMSG") or self.info is None or (kind == "PONG" and not asked):

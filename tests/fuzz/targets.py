@@ -32,6 +32,7 @@ from gnats.errors import (
     PermissionsError,
     ProtocolError,
     SecureConnRequiredError,
+    SecureConnWantedError,
     ServerError,
     StaleConnectionError,
 )
@@ -120,7 +121,7 @@ def is_deep(wire: bytes) -> bool:
 def said(event: Any) -> Plain:
     """An event as the reference tells it."""
     if isinstance(event, Info):
-        return "INFO", repr(dict(event.info.raw)), event.info.tls_required
+        return "INFO", repr(dict(event.info.raw)), reference.tls_of(event.info.raw)
     return plain(event)
 
 
@@ -210,7 +211,7 @@ def handshake(data: bytes) -> None:
     reading = reference.read_stream(wire, MAX_PAYLOAD_CEILING, limits)
     with limited(limits):
         for chunks in ([wire], _answered(wire), paced(wire, 1, 0), paced(wire, size, seed)):
-            _talk(chunks, reading, bool(flags & 2))
+            _talk(chunks, reading, flags)
 
 
 def _answered(wire: bytes) -> list[bytes]:
@@ -219,32 +220,36 @@ def _answered(wire: bytes) -> list[bytes]:
     return [line + end, rest]
 
 
-def _talk(chunks: list[bytes], reading: reference.Reading, refuses: bool) -> None:
+def _talk(chunks: list[bytes], reading: reference.Reading, flags: int) -> None:
+    refuses, tls, secured = bool(flags & 2), bool(flags & 4), bool(flags & 8)
+
     def fields(info: ServerInfo) -> dict[str, Any]:
         if refuses:
             raise Refused
         return {"name": "me"}
 
-    reader, talk = Parser(), reference.Talk()
-    shaking = Handshake(reader, fields)
+    reader, talk = Parser(), reference.Talk(tls, secured)
+    shaking = Handshake(reader, fields, tls=tls, secured=secured)
     now = 0
     for position, chunk in enumerate(chunks):
         before, now = now, now + len(chunk)
         faulty = reading.fault is not None and reading.fault <= now
         began = talk.info is not None
-        out, reason = talk.hear(reading.between(before, now), faulty)
-        asked = not began and talk.info is not None and not faulty
+        due = reading.between(before, now)
+        out, reason = talk.hear(due, reading.held(now), faulty)
+        if reason == "tls":
+            assert (shaking.feed(chunk), shaking.stage) == (b"", "TLS handshake")
+            assert shaking.awaits_tls
+            out, reason, chunk = reference.HELLO, None, b""
+        asked = not began and talk.info is not None and not faulty and reason != "wanted"
         if refuses and asked:
             _must_raise(Refused, shaking, chunk)
-            return
-        if reason == "tls":
-            _turns_to_tls(shaking, chunk, b"".join(chunks[: position + 1]))
             return
         if reason is not None:
             _must_raise(_kind(reason), shaking, chunk)
             return
-        assert shaking.feed(chunk) == out
-        assert shaking.done is talk.done
+        assert _heard(shaking, chunk) == out
+        assert (shaking.done, shaking.awaits_tls) == (talk.done, False)
         assert shaking.stage == ("PONG" if talk.info else "INFO")
         assert (shaking.info and repr(dict(shaking.info.raw))) == talk.info
         if talk.done:
@@ -253,19 +258,14 @@ def _talk(chunks: list[bytes], reading: reference.Reading, refuses: bool) -> Non
             return
 
 
-def _turns_to_tls(shaking: Handshake, chunk: bytes, heard: bytes) -> None:
-    """In front of TLS stands one INFO line; what is behind it is not believed."""
-    if heard.partition(b"\n")[2]:
-        _must_raise(ProtocolError, shaking, chunk)
-    else:
-        assert shaking.feed(chunk) == b""
-        assert shaking.awaits_tls
-        assert not shaking.done
+def _heard(shaking: Handshake, chunk: bytes) -> bytes:
+    """The answer to a chunk, or to the link having become TLS."""
+    return shaking.secured() if shaking.awaits_tls else shaking.feed(chunk)
 
 
 def _must_raise(kind: type[BaseException], shaking: Handshake, chunk: bytes) -> None:
     try:
-        out = shaking.feed(chunk)
+        out = _heard(shaking, chunk)
     except (Error, Refused) as exc:
         assert type(exc) is kind, f"{exc!r} instead of {kind.__name__}"
         assert not shaking.done
@@ -274,9 +274,12 @@ def _must_raise(kind: type[BaseException], shaking: Handshake, chunk: bytes) -> 
 
 
 def _kind(reason: str) -> type[BaseException]:
+    in_clear = reason.startswith("-ERR in clear ")
     if reason.startswith("-ERR "):
-        return type(read_refusal(reason[5:]).error)
-    return {"protocol": ProtocolError}[reason]
+        kind = type(read_refusal(reason[14 if in_clear else 5 :]).error)
+        # Credentials are not given up for a word that anybody could have put in.
+        return ProtocolError if in_clear and issubclass(kind, AuthorizationError) else kind
+    return {"protocol": ProtocolError, "wanted": SecureConnWantedError}[reason]
 
 
 def _read_on(parser: Parser, chunks: list[bytes], now: int, reading: reference.Reading) -> None:
