@@ -12,6 +12,7 @@ from typing import Any
 import gevent
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from gevent import ssl
 
 import gnats
@@ -278,9 +279,13 @@ def test_files_are_read_anew_at_every_attempt(authority: Authority) -> None:
 def test_a_key_that_needs_a_password(authority: Authority) -> None:
     cert, key = authority.issue("client")
     locked = authority.folder / "locked.key"
-    subprocess.run(
-        ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:pw", "-out", str(locked)],
-        check=True,
+    plain = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+    locked.write_bytes(
+        plain.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"pw"),
+        )
     )
     extra = f', ca_file: "{authority.ca}", verify: true'
     with NatsServer(config=authority.config("127.0.0.1", extra=extra)) as server:

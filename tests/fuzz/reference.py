@@ -190,7 +190,7 @@ class Talk:
 
     def hear(self, events: list[Plain], held: int, fault: bool) -> tuple[bytes, str | None]:
         """The bytes to send; and what comes then: TLS ("tls"), or an error, as "protocol",
-        "wanted" (TLS, in vain), "-ERR words", or "-ERR in clear words", in front of TLS."""
+        "wanted" (TLS, in vain), "-ERR words", or "-ERR! words", in front of TLS."""
         first = events[0] if events else ("NOTHING",)
         required = first[0] == "INFO" and first[2] == "required"
         doubtful = self.info is None and not self.secured and (self.tls or required)
@@ -200,7 +200,7 @@ class Talk:
         if doubtful and first[0] == "INFO":
             return b"", self._turn(first, alone=len(events) == 1 and not held)
         if doubtful and first[0] == "ERR":
-            return b"", f"-ERR in clear {words[0]}"
+            return b"", f"-ERR! {words[0]}"
         return self._answer(events)
 
     def _turn(self, info: Plain, alone: bool) -> str:
