@@ -104,6 +104,7 @@ class Restore:
         if self._passed == self._due:
             self._careful = False  # the server took it all: whatever it was is no more
             self._suspect = None
+            self._steps = []
 
     def _accuse(self, cause: ServerError) -> None:
         suspect = self._first_unconfirmed()

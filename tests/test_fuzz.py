@@ -24,7 +24,8 @@ from gnats.errors import ProtocolError
 from gnats.handshake import Handshake
 from gnats.parser import Parser
 
-pytestmark = pytest.mark.sansio
+# Once, not in every cell: the interpreter hardly matters, and the work is counted byte by byte.
+pytestmark = [pytest.mark.sansio, pytest.mark.once]
 
 each_target = pytest.mark.parametrize("target", list(TARGETS))
 

@@ -38,6 +38,9 @@ from gnats.testing import (
 )
 
 LINUX = sys.platform.startswith("linux")
+
+# The kit is tested once, as in test_testing.py; every cell uses it.
+pytestmark = pytest.mark.once
 QUIET = 0.05  # seconds
 TIMEOUT = 20.0  # seconds; the bound of every wait
 MB = 1024 * 1024

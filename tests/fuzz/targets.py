@@ -275,7 +275,7 @@ def _must_raise(kind: type[BaseException], shaking: Handshake, chunk: bytes) -> 
 
 def _kind(reason: str) -> type[BaseException]:
     in_clear = reason.startswith("-ERR! ")
-    if reason.startswith("-ERR "):
+    if reason.startswith("-ERR"):
         kind = type(read_refusal(reason[6 if in_clear else 5 :]).error)
         # Credentials are not given up for a word that anybody could have put in.
         return ProtocolError if in_clear and issubclass(kind, AuthorizationError) else kind
