@@ -201,9 +201,10 @@ class Reconnector:
                 self._fails_fast = False
                 session = self._restore(opened, first)
                 first = False
-                if not self._outlive(session):
+                last = self._outlive(session)
+                if last is None:
                     break
-                fresh = self._lived(session)
+                fresh = self._lived(last)
         except Exception as exc:  # a bug: say so, and never leave the connection half alive
             logger.exception("gnats: internal error, the connection is closed")
             self.report(exc)
@@ -297,8 +298,9 @@ class Reconnector:
         while not session.restored and session.exit.cause is None and self._closing is None:
             self._bell.listen(None)
 
-    def _outlive(self, session: Session) -> bool:
-        """Until the link ends. Returns whether another is to be sought."""
+    def _outlive(self, session: Session) -> Session | None:
+        """Until the link ends, or the last of those that took its place. Returns that one, or
+        None when no other is to be sought."""
         while session.exit.cause is None and self._closing is None:
             if self._moves_at is None:
                 self._bell.listen(None)
@@ -307,9 +309,9 @@ class Reconnector:
             else:
                 session = self._move(session)
         if self._closing is not None:
-            return False
+            return None
         self._lose(session)
-        return self._may_reconnect()
+        return session if self._may_reconnect() else None
 
     # -- the server goes away, and we before it ---------------------------------------------
 
