@@ -275,8 +275,8 @@ class Connection:
         try:
             self._outbox.make_room(length, left)
         except OutboundBufferLimitError as exc:
-            if not self._outbox.linked or not deadline.expired:
-                raise
+            if not self._outbox.linked:
+                raise  # not the time, but the link is over
             raise TimeoutError(
                 f"the request found no room to be sent within {deadline.seconds} s",
                 deadline.seconds,
