@@ -83,7 +83,7 @@ class Msg:
 
     def _shown_headers(self) -> str:
         try:
-            return repr(self.headers)
+            return f"{self.headers!r:.200}"  # a peer may have sent a megabyte of them
         except ProtocolError:
             return f"broken, {self.block!r:.60}"
 

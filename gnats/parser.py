@@ -284,7 +284,7 @@ def _text(name: bytes) -> str:
 
 
 def _number(digits: bytes, line: bytes) -> int:
-    # isdigit() first: int() also takes signs, blanks and underscores. 19 digits fit 63 bits.
+    # isdigit() first: int() also takes signs, blanks and underscores. 19 digits fit 64 bits.
     if not digits.isdigit() or len(digits) > 19:
         raise ProtocolError(f"not a number where one is needed: {line[:80]!r}")
     return int(digits)

@@ -170,3 +170,8 @@ def test_subclasses_become_plain() -> None:
 
     assert type(to_bytes(Bytes(b"a"))) is bytes
     assert to_bytes(Text("ü")) == "ü".encode()
+
+
+def test_what_is_shown_of_a_message_is_short() -> None:
+    block = b"NATS/1.0\r\n" + b"A: %b\r\n\r\n" % (b"x" * 100_000)
+    assert len(repr(Msg("s", 1, "", block, b"y" * 100_000))) < 500
