@@ -110,14 +110,14 @@ class Move:
             self._old.part([commands.unsub(sid) for sid in self.told], self._on_parted)
             try:
                 self._await(lambda: self._parted, PATIENCE)
+                if self._failure is not None:
+                    raise self._failure
             except Error as exc:
                 self._old.exit.fail(exc)  # it was told to send no more: it is of no use now
                 raise
         finally:
             scout.kill()
             self._old.tap(None)
-        if self._failure is not None:
-            raise self._failure
         unread = self._seen.without(self._held)
         self._seen.early.clear()
         return unread

@@ -417,3 +417,30 @@ def test_leaving_in_the_middle_of_a_move(fake_server: Any, leave: str) -> None:
     assert stage.conn.is_closed
     wait_until(lambda: stage.new.is_closed)
     wait_until(lambda: stage.old.is_closed)
+
+
+def test_a_next_server_that_fails_behind_the_farewell_is_a_loss(fake_server: Any) -> None:
+    """The old link was told to send no more and writes no more: it must not be gone back to."""
+    other = fake_server(strict=False)
+
+    def leaving(client: FakeClient) -> None:
+        client.handshake()
+        client.send_info(ldm=True)
+        while client.read_frame().op != "UNSUB":
+            pass
+        other.clients[-1].reset()
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    old = fake_server([leaving, serve])
+    conn = gnats.connect([old.url, other.url], **FAST)
+    sub = conn.subscribe("plain")
+    wait_until(lambda: conn.stats.disconnects == 1, 10)
+    conn.publish("p", b"x")
+    assert conn.flush(10)
+    assert not sub.is_closed
+    servers = [server.clients[-1] for server in (old, other)]
+    alive = next(client for client in servers if not client.is_closed)
+    alive.wait_for_frames(1, "SUB")
+    assert alive.payloads("p") == [b"x"]
+    conn.close()
