@@ -419,8 +419,11 @@ def test_leaving_in_the_middle_of_a_move(fake_server: Any, leave: str) -> None:
     wait_until(lambda: stage.old.is_closed)
 
 
-def test_a_next_server_that_fails_behind_the_farewell_is_a_loss(fake_server: Any) -> None:
+def test_a_next_server_that_fails_behind_the_farewell_is_a_loss(
+    fake_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The old link was told to send no more and writes no more: it must not be gone back to."""
+    monkeypatch.setattr("gnats.move.PATIENCE", 30.0)  # no second move shall hide it
     other = fake_server(strict=False)
 
     def leaving(client: FakeClient) -> None:
@@ -428,8 +431,8 @@ def test_a_next_server_that_fails_behind_the_farewell_is_a_loss(fake_server: Any
         client.send_info(ldm=True)
         while client.read_frame().op != "UNSUB":
             pass
-        other.clients[-1].reset()
         client.send(b"PONG\r\n")
+        other.clients[-1].reset()  # both are heard in one turn of the loop
         client.serve()
 
     old = fake_server([leaving, serve])
