@@ -65,7 +65,20 @@ class Link(Protocol):
     def close(self) -> None: ...  # pragma: no cover
 
 
-class Transport:
+class _Sending:
+    """What every link can, by its ``send``."""
+
+    def send(self, data: memoryview) -> int:
+        raise NotImplementedError
+
+    def send_all(self, data: bytes) -> None:
+        """Hand over all of *data*, as in the handshake, where nothing is counted."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send(view) :]
+
+
+class Transport(_Sending):
     """One connected link. Made by ``dial``; the session that owns it closes it."""
 
     in_doubt = 0
@@ -125,12 +138,6 @@ class Transport:
                 raise WriteStalledError(self._write_timeout)
             self._wait_writable()
 
-    def send_all(self, data: bytes) -> None:
-        """Hand over all of *data*, as in the handshake, where nothing is counted."""
-        view = memoryview(data)
-        while view:
-            view = view[self.send(view) :]
-
     def close(self) -> None:
         """Close at once, without waiting for the other side. Never raises, never switches."""
         if self._closed:
@@ -185,7 +192,7 @@ class Transport:
             raise _translate(exc, "send") from exc
 
 
-class TLSTransport:
+class TLSTransport(_Sending):
     """TLS over a transport, through memory: OpenSSL never sees the socket.
 
     So any SSLContext will do, whoever made it and whether before or after a monkey-patch; reader
@@ -245,12 +252,6 @@ class TLSTransport:
         self._flush()
         return len(part)
 
-    def send_all(self, data: bytes) -> None:
-        """Hand over all of *data*, as in the handshake, where nothing is counted."""
-        view = memoryview(data)
-        while view:
-            view = view[self.send(view) :]
-
     def close(self) -> None:
         """Close at once, without a TLS goodbye. Never raises, never switches."""
         self._below.close()
@@ -288,7 +289,7 @@ class TLSTransport:
             pass
 
 
-class WebSocketTransport:
+class WebSocketTransport(_Sending):
     """WebSocket frames over another link. A frame that left in part may have been read in part."""
 
     def __init__(self, below: Link, websocket: WebSocket) -> None:
@@ -326,12 +327,6 @@ class WebSocketTransport:
         self._below.send_all(frame)
         self.in_doubt = 0
         return len(part)
-
-    def send_all(self, data: bytes) -> None:
-        """Hand over all of *data*, as in the handshake, where nothing is counted."""
-        view = memoryview(data)
-        while view:
-            view = view[self.send(view) :]
 
     def close(self) -> None:
         """Close at once, without a goodbye. Never raises, never switches."""
