@@ -197,10 +197,12 @@ def test_two_handlers_that_drain_do_not_wait_for_each_other(
     shared_nats_server: NatsServer,
 ) -> None:
     conn = gnats.connect(shared_nats_server.url)
+    inside: list[int] = []
     done: list[int] = []
 
     def handle(msg: gnats.Msg) -> None:
-        gevent.sleep(0.02)
+        inside.append(1)
+        wait_until(lambda: len(inside) == 2)  # a sub that the other has ended cannot be drained
         assert msg.sub is not None
         msg.sub.drain(20)  # type: ignore[attr-defined]
         done.append(1)
