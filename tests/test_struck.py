@@ -7,6 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event as Gate
 
 import gnats
 from gnats import errors
@@ -199,10 +200,11 @@ def test_two_handlers_that_drain_do_not_wait_for_each_other(
     conn = gnats.connect(shared_nats_server.url)
     inside: list[int] = []
     done: list[int] = []
+    gate = Gate()  # one that the other's drain has ended cannot be drained: both begin at once
 
     def handle(msg: gnats.Msg) -> None:
         inside.append(1)
-        wait_until(lambda: len(inside) == 2)  # a sub that the other has ended cannot be drained
+        gate.wait()
         assert msg.sub is not None
         msg.sub.drain(20)  # type: ignore[attr-defined]
         done.append(1)
@@ -210,6 +212,8 @@ def test_two_handlers_that_drain_do_not_wait_for_each_other(
     conn.subscribe("d2", cb=handle, concurrency=2)
     conn.publish("d2")
     conn.publish("d2")
+    wait_until(lambda: len(inside) == 2)
+    gate.set()
     wait_until(lambda: len(done) == 2)
     conn.close()
 
