@@ -143,7 +143,7 @@ def test_one_who_leaves_the_line_gives_the_room_on(desk: Desk, how: str) -> None
     if how == "kill":
         head.kill(timeout=5)
     elif how == "timeout":
-        head.kill(gevent.Timeout(1), timeout=5)
+        head.kill(gevent.Timeout(), timeout=5)
     else:
         with pytest.raises(errors.OutboundBufferLimitError, match="publish_timeout"):
             head.get(timeout=5)
