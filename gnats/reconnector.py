@@ -331,6 +331,7 @@ class Reconnector:
             opened.early = move.run()
             self._pool.lost()
             self._pool.succeeded(server)
+            old.left = True
             self._end_session(old)
             taken = True
         except Error as exc:

@@ -16,6 +16,7 @@ from .errors import (
 )
 from .outbox import Outbox
 from .reconnector import Reconnector
+from .session import Session
 from .status import ConnectionStatus
 from .waiting import Park
 
@@ -46,15 +47,27 @@ class RoundTrips:
                     raise
 
     def once(self, operation: str, deadline: Deadline) -> float:
-        """Seconds that one PING takes over the present link. Raises TimeoutError,
-        FlushInterruptedError, ConnectionReconnectingError, ConnectionClosedError."""
-        session = self._reconnector.session
-        if self._reconnector.is_closing:
-            raise ConnectionClosedError
-        if session is None or not self._outbox.linked:
-            raise ConnectionReconnectingError(operation)
+        """Seconds that one PING takes over the present link, or over the next one when a move
+        came in between. Raises TimeoutError, FlushInterruptedError, ConnectionReconnectingError,
+        ConnectionClosedError."""
+        while True:
+            session = self._reconnector.session
+            if self._reconnector.is_closing:
+                raise ConnectionClosedError
+            if session is None or not self._outbox.linked:
+                raise ConnectionReconnectingError(operation)
+            began = time.monotonic()
+            if self._answered(session, operation, deadline):
+                return time.monotonic() - began
+            if self._reconnector.is_closing:
+                raise ConnectionClosedError
+            if not session.left:
+                raise FlushInterruptedError(f"{operation}: the link was lost before its PONG")
+
+    def _answered(self, session: Session, operation: str, deadline: Deadline) -> bool:
+        """Whether the PONG came; False when the link ended first. Raises TimeoutError."""
         answers: list[bool] = []
-        park, began = Park(), time.monotonic()
+        park = Park()
 
         def on_pong(arrived: bool) -> None:
             answers.append(arrived)
@@ -66,11 +79,7 @@ class RoundTrips:
             raise TimeoutError(
                 f"{operation}: no PONG within {deadline.seconds} s", deadline.seconds
             )
-        if not answers[0]:
-            if self._reconnector.is_closing:
-                raise ConnectionClosedError
-            raise FlushInterruptedError(f"{operation}: the link was lost before its PONG")
-        return time.monotonic() - began
+        return answers[0]
 
     def await_link(self, operation: str, deadline: Deadline) -> None:
         """Until there is a link. Raises TimeoutError, ConnectionClosedError."""

@@ -212,6 +212,7 @@ class Session:
         opened.transport.on_owing = self.pings.ping  # a frame of ours carries the answer
         self.restored = False  # all that the link had to be told first has left
         self.lame_duck = False
+        self.left = False  # for another link, which has taken everything over: that is no loss
         self._last_words: tuple[int, Exception] | None = None
         self.lifetime = 0.0  # seconds; known once it is closed
         self._began = time.monotonic()

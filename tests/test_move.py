@@ -145,9 +145,11 @@ def _has_left(conn: gnats.Connection, port: int) -> bool:
 class Stage:
     """A server that is about to leave, another one, and a connection to the first."""
 
-    def __init__(self, fake_server: Any, other: Any = serve, **options: Any) -> None:
+    def __init__(
+        self, fake_server: Any, other: Any = serve, leaving: Any = serve, **options: Any
+    ) -> None:
         self.told: list[Any] = []
-        self.leaving: FakeServer = fake_server()
+        self.leaving: FakeServer = fake_server(leaving)
         self.other: FakeServer = fake_server(other)
         self.conn = gnats.connect(
             [self.leaving.url, self.other.url],
@@ -447,3 +449,31 @@ def test_a_next_server_that_fails_behind_the_farewell_is_a_loss(
     alive.wait_for_frames(1, "SUB")
     assert alive.payloads("p") == [b"x"]
     conn.close()
+
+
+@pytest.mark.parametrize("operation", ["flush", "rtt", "drain"])
+def test_a_round_trip_spans_a_move(fake_server: Any, operation: str) -> None:
+    """What asks behind the old server's last word is answered by the next one."""
+    gate = Gate()
+
+    def leaving(client: FakeClient) -> None:
+        client.handshake()
+        while client.read_frame().op != "SUB":
+            pass
+        client.send_info(ldm=True)
+        while client.read_frame().op != "UNSUB":
+            pass
+        gate.set()  # and no PONG before the test says so
+        client.stall()
+
+    stage = Stage(fake_server, leaving=leaving)
+    sub = stage.conn.subscribe("plain")
+    assert gate.wait(10)
+    call = {"flush": stage.conn.flush, "rtt": stage.conn.rtt, "drain": sub.drain}[operation]
+    asking = gevent.spawn(call)
+    gevent.sleep(0)
+    stage.old.send(b"PONG\r\n")
+    asking.get(timeout=5)
+    assert str(stage.conn.connected_url) == stage.other.url
+    assert stage.told == ["lame duck"]
+    stage.conn.close()
