@@ -1,6 +1,8 @@
 """What an -ERR means: one table, from the server's words to an error and to "is the link over?".
 
-Pure. Words as nats-server 2.10 to 2.15 sends them, compared without regard to case.
+Pure. The words are compared without regard to case. Each row tells from which versions of
+nats-server we have had them, in a test or by provoking them: 2.10.25, 2.11.11, 2.12.8, 2.14.6 and
+2.15.1 were asked. The other rows are words of its documentation and of other clients.
 """
 
 from __future__ import annotations
@@ -28,31 +30,42 @@ class Refusal(NamedTuple):
     closes: bool
 
 
+class Row(NamedTuple):
+    """Words at the beginning of an -ERR, and the error that they mean."""
+
+    words: str
+    make: Callable[[str], Error]
+    seen: str  # the versions of nats-server that we have had them from
+
+
+_SEEN = "2.10-2.15"
+_UNSEEN = ""
+
 # First match wins. The server closes the link on all of these.
-_CLOSING: list[tuple[str, Callable[[str], Error]]] = [
-    ("user authentication expired", AuthenticationExpiredError),
-    ("user authentication revoked", AuthenticationExpiredError),
-    ("account authentication expired", AuthenticationExpiredError),
-    ("authentication expired", AuthenticationExpiredError),
-    ("authentication revoked", AuthenticationExpiredError),
-    ("authorization violation", AuthorizationError),
-    ("authentication timeout", AuthorizationError),
-    ("authorization", AuthorizationError),
-    ("authentication", AuthorizationError),
-    ("maximum connections exceeded", MaxConnectionsError),
-    ("maximum account active connections exceeded", MaxConnectionsError),
-    ("stale connection", lambda text: StaleConnectionError(f"the server says: {text}")),
-    ("secure connection - tls required", lambda text: SecureConnRequiredError(text)),
-    ("maximum payload", ServerError),
-    ("maximum control line exceeded", ServerError),
-    ("parser error", ServerError),
-    ("unknown protocol operation", ServerError),
-    ("slow consumer", ServerError),
-    ("connection throttling", ServerError),
-    ("cluster name", ServerError),
-    ("attempted to connect to", ServerError),
-    ("server shutdown", ServerError),
-    ("no responders requires headers", ServerError),
+CLOSING = [
+    Row("user authentication expired", AuthenticationExpiredError, _SEEN),
+    Row("user authentication revoked", AuthenticationExpiredError, _SEEN),
+    Row("account authentication expired", AuthenticationExpiredError, _SEEN),
+    Row("authentication expired", AuthenticationExpiredError, _UNSEEN),
+    Row("authentication revoked", AuthenticationExpiredError, _UNSEEN),
+    Row("authorization violation", AuthorizationError, _SEEN),
+    Row("authentication timeout", AuthorizationError, _SEEN),
+    Row("authorization", AuthorizationError, _UNSEEN),
+    Row("authentication", AuthorizationError, _UNSEEN),
+    Row("maximum connections exceeded", MaxConnectionsError, _SEEN),
+    Row("maximum account active connections exceeded", MaxConnectionsError, _SEEN),
+    Row("stale connection", lambda text: StaleConnectionError(f"the server says: {text}"), _SEEN),
+    Row("secure connection - tls required", SecureConnRequiredError, _UNSEEN),
+    Row("maximum payload", ServerError, _SEEN),
+    Row("maximum control line exceeded", ServerError, _SEEN),
+    Row("parser error", ServerError, _UNSEEN),
+    Row("unknown protocol operation", ServerError, _SEEN),
+    Row("slow consumer", ServerError, _UNSEEN),
+    Row("connection throttling", ServerError, _UNSEEN),
+    Row("cluster name", ServerError, _UNSEEN),
+    Row("attempted to connect to", ServerError, _SEEN),
+    Row("server shutdown", ServerError, _UNSEEN),
+    Row("no responders requires headers", ServerError, _SEEN),
 ]
 
 # Of the words that become a plain ServerError, those that no frame of ours has caused.
@@ -94,9 +107,9 @@ def read_refusal(text: str) -> Refusal:
     lowered = text.lower()
     if lowered.startswith("permissions violation"):
         return Refusal(PermissionsError(text, "", ""), closes=False)
-    for words, make in _CLOSING:
-        if lowered.startswith(words):
-            return Refusal(make(text), closes=True)
+    for row in CLOSING:
+        if lowered.startswith(row.words):
+            return Refusal(row.make(text), closes=True)
     return Refusal(ServerError(text), closes=False)
 
 

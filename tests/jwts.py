@@ -68,15 +68,20 @@ class Realm:
     def __init__(self, **limits: Any) -> None:
         self.operator, self.account = Identity("operator"), Identity("account")
         free = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
+        self._limits = {**free, "wildcards": True, **limits}
+        self._operator_jwt = jwt(self.operator, self.operator)
+        self.issue()
+
+    def issue(self, lifetime: float | None = None, **claims: Any) -> None:
+        """Make the account's JWT anew: a server learns of it through its configuration."""
         self._account_jwt = jwt(
-            self.operator, self.account, limits={**free, "wildcards": True, **limits}
+            self.operator, self.account, lifetime, limits=self._limits, **claims
         )
 
     @property
     def config(self) -> str:
-        operator = jwt(self.operator, self.operator)
         return (
-            f"operator: {operator}\nresolver: MEMORY\n"
+            f"operator: {self._operator_jwt}\nresolver: MEMORY\n"
             f"resolver_preload: {{ {self.account.public}: {self._account_jwt} }}"
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
 
 import gnats
 from gnats.errors import (
@@ -22,7 +24,8 @@ from gnats.errors import (
     TransportError,
     UnexpectedEOF,
 )
-from gnats.testing import FakeClient, NatsServer, serve, wait_until
+from gnats.refusals import CLOSING, read_refusal
+from gnats.testing import FakeClient, NatsServer, free_port, serve, wait_until
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
 
@@ -466,3 +469,45 @@ def test_a_thousand_refusals_do_not_walk_a_thousand_times_through_all(nats_serve
         assert all(sub.is_closed for sub in [again, *subs])
         assert counted.walks == 1
         assert registry._by_name == {}
+
+
+# -- the words themselves, from a real server ----------------------------------------------------
+
+TIGHT = """
+max_payload: 100
+ping_interval: "1s"
+ping_max: 1
+gateway { name: g, listen: "127.0.0.1:%d" }
+"""
+GREETING = b'CONNECT {"verbose":false}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (GREETING + b"PUB a 200\r\n", "maximum payload"),
+        (GREETING + b"SUB " + b"a" * 5000 + b" 1\r\n", "maximum control line exceeded"),
+        (GREETING + b"GARBAGE\r\n", "unknown protocol operation"),
+        (GREETING, "stale connection"),
+        (b'CONNECT {"headers":false,"no_responders":true}\r\n', "no responders requires headers"),
+        (None, "attempted to connect to"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_real_server_says_these_words(sent: bytes | None, words: str) -> None:
+    gateway = free_port()
+    with NatsServer(config=TIGHT % gateway) as server:
+        port = server.port if sent else gateway
+        sock = socket.create_connection((server.host, port))
+        sock.settimeout(10)
+        sock.sendall(sent or GREETING)
+        heard = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := sock.recv(4096):
+                heard += chunk
+        sock.close()
+    text = heard.partition(b"-ERR '")[2].partition(b"'")[0].decode()
+    refusal = read_refusal(text)
+    assert refusal.closes
+    row = next(row for row in CLOSING if text.lower().startswith(row.words))
+    assert (row.words, row.seen) == (words, "2.10-2.15")

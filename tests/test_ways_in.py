@@ -9,6 +9,7 @@ import copy
 import pickle
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -519,6 +520,60 @@ def test_a_jwt_that_expires_and_is_not_replaced_ends_the_connection_and_says_why
         # Not in a tight loop. In the last second of its life the server admits it and puts it out
         # at once: that is borne a few times before each try is made to wait.
         assert conn.stats.attempts <= 10
+
+
+def test_an_account_that_expires_is_waited_for() -> None:
+    realm = Realm()
+    realm.issue(lifetime=2.0)
+    told: list[Exception] = []
+    with NatsServer(config=realm.config) as server:
+        conn = gnats.connect(
+            server.url,
+            user_credentials=creds(*realm.user()),
+            error_cb=lambda _, exc: told.append(exc),
+            ignore_auth_error_abort=True,
+            **{**FAST, "reconnect_wait": 0.2},
+        )
+        sub = conn.subscribe("kept")
+        wait_until(lambda: conn.is_reconnecting and told, 15)
+        assert isinstance(told[0], AuthenticationExpiredError)
+        assert told[0].text.lower() == "account authentication expired"
+        realm.issue()
+        server.config = realm.config
+        server.reload()
+        conn.wait_for_status("connected", 15)
+        conn.publish("kept", b"x")
+        assert sub.next_msg(5).data == b"x"
+        conn.close()
+
+
+def test_a_user_that_is_revoked_comes_back_with_fresh_credentials() -> None:
+    realm = Realm()
+    told: list[Exception] = []
+    users: list[str] = []
+
+    def fresh() -> str:
+        token, seed = realm.user()
+        users.append(nkeys.from_seed(seed).public_key.decode())
+        return creds(token, seed)
+
+    with NatsServer(config=realm.config) as server:
+        conn = gnats.connect(
+            server.url,
+            user_credentials=fresh,
+            error_cb=lambda _, exc: told.append(exc),
+            **FAST,
+        )
+        sub = conn.subscribe("kept")
+        conn.flush()
+        realm.issue(revocations={users[0]: int(time.time())})
+        server.config = realm.config
+        server.reload()
+        wait_until(lambda: conn.stats.reconnects == 1, 15)
+        assert isinstance(told[0], AuthenticationExpiredError)
+        conn.publish("kept", b"x")
+        assert sub.next_msg(5).data == b"x"
+        conn.close()
 
 
 def test_an_account_that_is_full_is_tried_again_until_there_is_room() -> None:
