@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ssl as standard_ssl
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from gnats.errors import (
     TLSError,
 )
 from gnats.testing import FakeClient, NatsServer, serve, wait_until
+from gnats.transport import make_context
 
 FAST: dict[str, Any] = {
     "reconnect_wait": 0.02,
@@ -329,3 +331,51 @@ def test_500_publishers_and_a_flood_on_one_tls_link(authority: Authority) -> Non
         assert all(numbers == list(range(each)) for numbers in got.values())
         assert conn.stats.disconnects == 0
         conn.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_hours_of_messages_on_one_tls_link(authority: Authority, version: str) -> None:
+    """Two hours of a thousand messages a second, both ways at once, as fast as it goes."""
+    publishers, each, ahead = 500, 14_400, 30_000
+    context = make_context(authority.trusted)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    with NatsServer(config=authority.config("127.0.0.1")) as server:
+        conn = gnats.connect(server.url, tls=context, **FAST)
+        newest = [-1] * publishers
+        count = [0]
+
+        def note(msg: gnats.Msg) -> None:
+            publisher, _, number = msg.data.partition(b":")
+            assert int(number) == newest[int(publisher)] + 1
+            newest[int(publisher)] += 1
+            count[0] += 1
+
+        conn.subscribe("load", cb=note)
+
+        def publish(publisher: int) -> None:
+            for number in range(each):
+                conn.publish("load", b"%d:%d" % (publisher, number))
+                if number % 20 == 0:
+                    gevent.sleep(0)
+                    while conn.stats.accepted - count[0] > ahead:
+                        gevent.sleep(0.005)
+
+        greenlets = [gevent.spawn(publish, number) for number in range(publishers)]
+        wait_until(lambda: count[0] > publishers * each // 10, 120)
+        early = resident()
+        gevent.joinall(greenlets, timeout=240, raise_error=True)
+        assert conn.flush(20)
+        wait_until(lambda: count[0] == publishers * each, 20)
+        assert newest == [each - 1] * publishers
+        stats = conn.stats
+        assert (stats.disconnects, stats.uncertain, stats.in_dropped) == (0, 0, 0)
+        assert stats.sent == stats.in_msgs == publishers * each
+        assert resident() - early < 16 * 2**20
+        conn.close()
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
