@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import ssl as standard_ssl
 import resource
+import ssl as standard_ssl
 import subprocess
 import sys
 from pathlib import Path
