@@ -63,8 +63,9 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.once
 @pytest.mark.timeout(120)
-def test_a_short_soak_ends_in_a_summary() -> None:
-    process = start("--minutes", "0.2")
+@pytest.mark.parametrize("way", [(), ("--tls",)], ids=["clear", "TLS"])
+def test_a_short_soak_ends_in_a_summary(way: tuple[str, ...]) -> None:
+    process = start("--minutes", "0.2", *way)
     said = finish(process)
     assert process.returncode == 0, said
     for word in ("seed", "faults", "kept-1", "plain-2", "requests", "subscribed", "greenlets"):

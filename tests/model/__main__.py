@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--keep", choices=["0", "1", "both"], default="both")
     parser.add_argument("--kills", choices=["0", "1", "both"], default="both")
+    parser.add_argument("--way", choices=["tcp", "tls", "ws"], default="")
     parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--failures", type=int, default=1, help="go on until so many")
     parser.add_argument("--shorten", type=float, default=60.0, help="seconds for each failure")
@@ -34,7 +35,7 @@ def main() -> int:
                 rng.random() < 0.5 if choice == "both" else choice == "1"
                 for choice in (options.keep, options.kills)
             )
-            setup, operations = make(rng, keep, kills)
+            setup, operations = make(rng, keep, kills, options.way)
             error = driver.failure(setup, operations)
             if error is not None:
                 failures += 1

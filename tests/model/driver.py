@@ -25,6 +25,7 @@ Operation = tuple[str, "dict[str, Any]"]
 
 SIZES = [0, 1, 16, 200, 3_000, 20_000, 65_536]
 _COUNTED = ("accepted", "sent", "uncertain", "dropped", "replayed", "disconnects", "in_msgs")
+WAYS = ["tcp", "tcp", "tls", "ws"]
 RUNS_PER_SERVER = 40  # its log is read from the start of a run, and grows
 
 
@@ -211,9 +212,11 @@ _KILLS = ("kill", "revive")
 _ALWAYS = ("fault", "publish", "subscribe", "tell", "wait")
 
 
-def make(rng: random.Random, keep: bool, kills: bool) -> tuple[Setup, list[Operation]]:
-    """One run. It uses only some of the operations, each run others: some only meet, and meet
-    often, where the rest does not come in between."""
+def make(
+    rng: random.Random, keep: bool, kills: bool, way: str = ""
+) -> tuple[Setup, list[Operation]]:
+    """One run, over *way*, or over any. It uses only some of the operations, each run others: some
+    only meet, and meet often, where the rest does not come in between."""
     setup = Setup(
         keep=keep,
         kills=kills,
@@ -226,6 +229,7 @@ def make(rng: random.Random, keep: bool, kills: bool) -> tuple[Setup, list[Opera
         in_fault=rng.random() < 0.2,
         limits=rng.random() < 0.5,
         storm=tuple(rng.choices([0.0, 0.001, 0.004, 0.02], k=rng.choice([0, 0, 1, 2, 8]))),
+        way=way or rng.choice(WAYS),
     )
     names = [
         name

@@ -53,6 +53,7 @@ class Setup:
     in_fault: bool = False  # end without healing anything
     limits: bool = False  # give limits to subscriptions before the last messages to them
     storm: tuple[float, ...] = ()  # resets while it ends, each so many seconds behind the last
+    way: str = "tcp"  # what the frames go over: tcp, tls or ws
 
 
 class Topic:

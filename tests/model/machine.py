@@ -32,7 +32,7 @@ class Machine(Operations):
         world = self.world
         self._old_sockets = audit.sockets() - self._outside_socket()
         self._old_greenlets = audit.greenlets()
-        world.begin(self.setup.rcvbuf)
+        world.begin(self.setup.rcvbuf, self.setup.way)
         self.conn = self._connection()
         self.books = audit.Books(self.conn, self.setup.keep, self.setup.buf)
         auditor = gevent.spawn(self._audit_on)
@@ -54,7 +54,7 @@ class Machine(Operations):
         names = ("connected_cb", "disconnected_cb", "reconnected_cb", "closed_cb", "error_cb")
         return gnats.Connection(
             gnats.ConnectionOptions(
-                servers=[proxy.url for proxy in world.proxies],
+                servers=world.urls,
                 name=world.name,
                 reconnect=gnats.ReconnectOptions(
                     max_reconnect=-1,
@@ -73,6 +73,7 @@ class Machine(Operations):
                 max_pings_out=1,
                 write_timeout=30.0 if setup.patient else 0.4,
                 drain_timeout=0.5 if setup.in_fault else 20.0,
+                tls=gnats.TLSOptions(ca=world.authority) if setup.way == "tls" else None,
                 publish_timeout=setup.publish_timeout,
             )
         )
@@ -116,7 +117,7 @@ class Machine(Operations):
     def _settle(self) -> None:
         """Heal everything, come back, and compare all that is known."""
         self.world.repair()
-        self.conn.set_servers([proxy.url for proxy in self.world.proxies])
+        self.conn.set_servers(self.world.urls)
         self._join(self.jobs)
         self._go("settle", SETTLE, True, self._until, lambda: self._confirm(2.0), "the return")
         self._look()

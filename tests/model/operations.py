@@ -483,7 +483,7 @@ class Operations(Watch):
         self.conn.force_reconnect()
 
     def do_servers(self, how: str) -> None:
-        one, two = (proxy.url for proxy in self.world.proxies)
+        one, two = self.world.urls
         dead = self.world.dead_url
         if how == "add dead":
             self.conn.add_server(dead)

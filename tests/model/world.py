@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import gevent
+import trustme
 from gevent import socket
 from gevent.event import Event
 
@@ -33,6 +34,9 @@ log_file: {log}
 logtime: false
 trace: true
 max_traced_msg_len: 16
+tls {{ cert_file: {cert}, key_file: {key} }}
+allow_non_tls: true
+websocket {{ listen: "127.0.0.1:{websocket}", no_tls: true }}
 """
 
 
@@ -149,7 +153,7 @@ class Link(NamedTuple):
     cut: str  # subject of a message of which only the first line is sure to have come
 
 
-_LINE = re.compile(r"\[TRC\] \S+ - cid:(\d+) - (?:\".*?\" - )?<<- (.*)$")
+_LINE = re.compile(r"\[TRC\] \S+ - [cw]id:(\d+) - (?:\".*?\" - )?<<- (.*)$")
 _NAME = re.compile(r'"name":"([^"]*)"')
 
 
@@ -207,12 +211,26 @@ class World:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="gnats-model-"))
         self._log = self._directory / "trace.log"
-        self.server = NatsServer(config=_CONFIG.format(log=json.dumps(str(self._log))))
+        self._websocket = free_port()
+        self.authority = str(self._directory / "ca.pem")
+        self.server = NatsServer(config=self._config())
         self.proxies: list[ChaosProxy] = []
-        self.dead_url = f"nats://127.0.0.1:{free_port()}"
+        self._dead = free_port()
         self.journal: Journal
         self.name = ""
+        self._scheme = "nats"
         self._runs = 0
+
+    def _config(self) -> str:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.authority)
+        issued = authority.issue_cert("127.0.0.1")
+        files = {"cert": issued.cert_chain_pems[0], "key": issued.private_key_pem}
+        for name, blob in files.items():
+            blob.write_to_path(self._directory / name)
+        paths = {name: json.dumps(str(self._directory / name)) for name in files}
+        log = json.dumps(str(self._log))
+        return _CONFIG.format(log=log, websocket=self._websocket, **paths)
 
     def __enter__(self) -> World:
         self.server.__enter__()
@@ -225,14 +243,26 @@ class World:
         self.server.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def begin(self, rcvbuf: int | None) -> None:
-        """All is well, the proxies are new, the journal is empty."""
+    def begin(self, rcvbuf: int | None, way: str) -> None:
+        """All is well, the proxies are new and in front of *way*, the journal is empty."""
         self.end()
         self.repair()
         self._runs += 1
         self.name = f"r{self._runs}"
         self.journal = Journal(self._log)
-        self.proxies = [ChaosProxy(self.server.url, rcvbuf=rcvbuf).start() for _ in range(2)]
+        self._scheme = "ws" if way == "ws" else "nats"
+        port = self._websocket if way == "ws" else self.server.port
+        url = f"nats://127.0.0.1:{port}"
+        self.proxies = [ChaosProxy(url, rcvbuf=rcvbuf).start() for _ in range(2)]
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the proxies."""
+        return [proxy.url.replace("nats://", f"{self._scheme}://") for proxy in self.proxies]
+
+    @property
+    def dead_url(self) -> str:
+        return f"{self._scheme}://127.0.0.1:{self._dead}"
 
     def end(self) -> None:
         """Close the proxies."""

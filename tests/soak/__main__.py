@@ -23,7 +23,7 @@ def say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     say(f"seed {options.seed}: repeat with --seed {options.seed}; Ctrl-C ends it in good order")
-    course = Course(options.seed, options.minutes, say)
+    course = Course(options.seed, options.minutes, say, options.tls)
     # Not KeyboardInterrupt: it would strike any greenlet, one of the client's, too.
     on_interrupt = gevent.signal_handler(signal.SIGINT, _interrupt, course)
     try:
@@ -42,6 +42,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (10)")
     parser.add_argument("--seed", default=os.environ.get("GNATS_SEED") or secrets.token_hex(4))
+    parser.add_argument("--tls", action="store_true", help="every link is TLS")
     return parser.parse_args(arguments)
 
 

@@ -27,12 +27,14 @@ WINDOW = 20.0  # seconds between two quiet points, or a sixth of a short run
 class Course:
     """One run. `findings` is what is off; nothing in it: the promise is kept."""
 
-    def __init__(self, seed: str, minutes: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, seed: str, minutes: float, say: Callable[[str], None], tls: bool = False
+    ) -> None:
         self.rng = random.Random(seed)
         self.seconds = minutes * 60
         self.say = say
         self.stop = gevent.event.Event()  # set: end now, with all accounts settled
-        self.field = Field(self.rng)
+        self.field = Field(self.rng, tls)
         self.gate = Gate()
         self.crew: list[Member] = []
         self.samples: list[meter.Sample] = []
@@ -65,19 +67,19 @@ class Course:
 
     def _assemble(self) -> None:
         field, gate, rng = self.field, self.gate, self.rng
-        reader = Reader("reader", gate, field.cluster.urls, ignore_discovered_servers=True)
+        reader = Reader("reader", gate, field.straight(), ignore_discovered_servers=True)
         self.crew.append(reader)
         for index in range(4):
             keep = index % 2 == 0
             name = f"{'kept' if keep else 'plain'}-{index // 2 + 1}"
             own_rng = random.Random(rng.random())
-            servers = field.urls(index % 3)
-            self.crew.append(Publisher(name, gate, servers, reader.conn, own_rng, keep))
+            way = field.way(index % 3)
+            self.crew.append(Publisher(name, gate, way, reader.conn, own_rng, keep))
         self.crew += [
-            Service("service-1", gate, field.urls(0)),
-            Service("service-2", gate, field.urls(1)),
-            Asker("asker", gate, field.urls(2), random.Random(rng.random())),
-            Crowd("crowd", gate, field.urls(1), random.Random(rng.random()), CROWD),
+            Service("service-1", gate, field.way(0)),
+            Service("service-2", gate, field.way(1)),
+            Asker("asker", gate, field.way(2), random.Random(rng.random())),
+            Crowd("crowd", gate, field.way(1), random.Random(rng.random()), CROWD),
         ]
 
     def _live(self) -> None:

@@ -34,6 +34,9 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+Connect = Callable[..., gnats.Connection]  # where to, and over what, is settled
+
+
 class Gate:
     """Open: everyone works. Shut: everyone comes to rest at it."""
 
@@ -58,15 +61,14 @@ class Gate:
 class Member:
     """One connection and the greenlets that work with it."""
 
-    def __init__(self, name: str, gate: Gate, servers: list[str], **options: Any) -> None:
+    def __init__(self, name: str, gate: Gate, connect: Connect, **options: Any) -> None:
         self.name = name
         self.gate = gate
         self.wrong: list[str] = []  # found on the way; a quiet point takes it
         self.errors: Counter[str] = Counter()
         self.longest_outage = 0.0  # seconds
         self._lost_at = monotonic()
-        self.conn = gnats.connect(
-            servers,
+        self.conn = connect(
             name=name,
             error_cb=lambda _, error: self.errors.update([type(error).__name__]),
             disconnected_cb=self._lost,
@@ -139,12 +141,12 @@ class Publisher(Member):
         self,
         name: str,
         gate: Gate,
-        servers: list[str],
+        connect: Connect,
         other: gnats.Connection,
         rng: random.Random,
         keep: bool,
     ) -> None:
-        super().__init__(name, gate, servers, replay_unconfirmed=keep)
+        super().__init__(name, gate, connect, replay_unconfirmed=keep)
         self.keep = keep
         self.published = self.refused = 0
         self.own, self.others = Ledger(), Ledger()
@@ -220,8 +222,8 @@ def number_of(payload: bytes) -> int:
 class Asker(Member):
     """Asks a service that lives on another connection."""
 
-    def __init__(self, name: str, gate: Gate, servers: list[str], rng: random.Random) -> None:
-        super().__init__(name, gate, servers)
+    def __init__(self, name: str, gate: Gate, connect: Connect, rng: random.Random) -> None:
+        super().__init__(name, gate, connect)
         self.answered = self.unanswered = self.misled = 0
         self._rng = rng
         self.work(self._ask, self._ask)
@@ -262,8 +264,8 @@ class Asker(Member):
 class Service(Member):
     """Answers, as one of a queue group."""
 
-    def __init__(self, name: str, gate: Gate, servers: list[str]) -> None:
-        super().__init__(name, gate, servers)
+    def __init__(self, name: str, gate: Gate, connect: Connect) -> None:
+        super().__init__(name, gate, connect)
         self.conn.subscribe("soak.ask", queue="service", cb=lambda msg: msg.respond(msg.data))
 
 
@@ -271,9 +273,9 @@ class Crowd(Member):
     """Some hundred subscriptions, of which always some are given up and others made."""
 
     def __init__(
-        self, name: str, gate: Gate, servers: list[str], rng: random.Random, count: int
+        self, name: str, gate: Gate, connect: Connect, rng: random.Random, count: int
     ) -> None:
-        super().__init__(name, gate, servers)
+        super().__init__(name, gate, connect)
         self.changes = 0
         self.roll_calls = 0  # at which each was there, once
         self._rng = rng

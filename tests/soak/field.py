@@ -10,10 +10,15 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Any
 
 import gevent
 
+import gnats
 from gnats.testing import ChaosLink, ChaosProxy, NatsCluster, NatsServer, wait_until
 
 Undo = Callable[[], object]
@@ -29,9 +34,16 @@ def _nothing() -> None:
 class Field:
     """Enter it to have it stand."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, tls: bool = False) -> None:
         self.rng = rng
-        self.cluster = NatsCluster(3, no_advertise=True, lame_duck_grace_period=LAME_DUCK_GRACE)
+        self._options: dict[str, Any] = {}
+        self._directory = TemporaryDirectory(prefix="gnats-soak-")
+        self.cluster = NatsCluster(
+            3,
+            config=self._tls_config() if tls else None,
+            no_advertise=True,
+            lame_duck_grace_period=LAME_DUCK_GRACE,
+        )
         self.proxies: list[ChaosProxy] = []
         self.counts: Counter[str] = Counter()
         self._network: dict[str, Callable[[], Undo]] = {
@@ -66,14 +78,32 @@ class Field:
         trace: TracebackType | None,
     ) -> None:
         with ExitStack() as stack:
+            stack.callback(self._directory.cleanup)
             stack.callback(self.cluster.close)
             for proxy in self.proxies:
                 stack.callback(proxy.stop)
 
-    def urls(self, first: int) -> list[str]:
-        """Of the proxies, that one first."""
+    def _tls_config(self) -> str:
+        """Of servers that require TLS; whoever connects here is told of the authority."""
+        import trustme  # an extra of the tests: without it there is a soak in clear
+
+        folder = Path(self._directory.name)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(folder / "ca.pem")
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(folder / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+        self._options["tls"] = gnats.TLSOptions(ca=folder / "ca.pem")
+        return f'tls {{ cert_file: "{folder}/cert.pem", key_file: "{folder}/key.pem" }}'
+
+    def way(self, first: int) -> Callable[..., gnats.Connection]:
+        """How to connect through the proxies, that one first."""
         urls = [proxy.url for proxy in self.proxies]
-        return urls[first:] + urls[:first]
+        return partial(gnats.connect, urls[first:] + urls[:first], **self._options)
+
+    def straight(self) -> Callable[..., gnats.Connection]:
+        """How to connect to the servers themselves."""
+        return partial(gnats.connect, self.cluster.urls, **self._options)
 
     # -- trouble and peace ------------------------------------------------------------------
 
