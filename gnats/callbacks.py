@@ -69,6 +69,12 @@ class CallbackQueue:
             )
         self.post_bounded(callback, conn, exc)
 
+    def disown(self) -> None:
+        """In a forked child: what waits to be called is the parent's. Never switches."""
+        self._calls.clear()
+        if self._greenlet is not None and not self.is_current:
+            self._greenlet.kill(block=False)
+
     @property
     def is_current(self) -> bool:
         """Whether the caller is itself running in a callback."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-from . import commands, websocket
+from . import commands, forks, websocket
 from ._version import __version__
 from .auth import Credentials
 from .backoff import Deadline
@@ -27,6 +27,7 @@ from .errors import (
     ConnectionDrainingError,
     DrainTimeoutError,
     Error,
+    ForkedConnectionError,
     HeaderError,
     MaxPayloadError,
     OptionError,
@@ -81,22 +82,19 @@ class Connection:
 
     def __init__(self, options: ConnectionOptions | None = None, **fields: Any) -> None:
         self._options = options = from_fields(options, fields)
-        self._buffer = OutboundBuffer(keep=options.reconnect.replay_unconfirmed)
-        self._outbox = Outbox(self._buffer, options.reconnect.reconnect_buf_size)
         self._publish_timeout = options.publish_timeout
         self._heads: dict[str, bytes] = {}
         self._nuid = NUID()
-        self._callbacks = CallbackQueue(self._callback_failed)
         host = Host(
             self._answer,
             lambda timeout: self._round_trips.once("flush", Deadline(timeout)),
             self._report,
             self._send_control,
             lambda: self.is_closed,
+            lambda: self._reconnector.gone(),
             options.drain_timeout,
         )
         self._subscriptions = Subscriptions(host)
-        self._requests = Requests(self.new_inbox, self._listen_to_inbox)
         self._pool = ServerPool(
             options.reconnect.max_reconnect,
             options.reconnect.randomize_servers,
@@ -106,6 +104,16 @@ class Connection:
             self._pool.replace(_checked(parse_servers(options.servers)))
         self._credentials = Credentials(options)
         self._credentials.check()
+        self._furnish()
+        forks.watch(self)
+
+    def _furnish(self) -> None:
+        """Make the parts that belong to one process."""
+        options = self._options
+        self._buffer = OutboundBuffer(keep=options.reconnect.replay_unconfirmed)
+        self._outbox = Outbox(self._buffer, options.reconnect.reconnect_buf_size)
+        self._callbacks = CallbackQueue(self._callback_failed)
+        self._requests = Requests(self.new_inbox, self._listen_to_inbox)
         self._reconnector = Reconnector(
             options,
             self._pool,
@@ -133,11 +141,12 @@ class Connection:
         refuse_in_hub("connect")
         if self.status is not S.disconnected:
             if self.is_closed:
-                raise ConnectionClosedError
+                raise self._reconnector.gone()
             raise Error(f"connect: the connection is {self.status} already")
         self._add_first(servers)
-        self._reconnector.start()
-        if self._options.reconnect.retry_on_failed_connect:
+        patient = self._options.reconnect.retry_on_failed_connect
+        self._reconnector.start(patient)
+        if patient:
             return self
         try:
             self._await_first_link()
@@ -148,7 +157,7 @@ class Connection:
         if self._reconnector.failure is not None:
             raise self._reconnector.failure
         if self.is_closed:
-            raise ConnectionClosedError
+            raise self._reconnector.gone()
         return self
 
     def _add_first(self, servers: Servers) -> None:
@@ -163,11 +172,37 @@ class Connection:
         while self.status is S.connecting:
             self._reconnector.status_changed.wait()
 
+    @property
+    def is_at_home(self) -> bool:
+        """Whether it is alive, on the hub of the calling thread."""
+        return self.status not in (S.disconnected, S.closed)
+
+    def after_fork(self) -> None:
+        """In a forked child, called by the fork itself: begin anew, with the same subscriptions.
+        What waits to be sent, called or handled is the parent's. Never switches."""
+        if self.status is S.disconnected or self.is_closed:
+            self._nuid.reset()
+            return
+        ending = self._drain is not None or self._reconnector.is_closing
+        cause = ForkedConnectionError()
+        self._reconnector.disown(cause)
+        self._callbacks.disown()
+        self._subscriptions.inherit()
+        self._pool.inherit()
+        self._nuid.reset()
+        self._furnish()
+        if ending:
+            self._reconnector.bury(ConnectionClosedError())
+        elif not self._options.reconnect.reconnect_after_fork:
+            self._reconnector.bury(cause)
+        else:
+            self._reconnector.start(patient=True)
+
     def add_server(self, url: str) -> None:
         """Add a server at the back of the pool; a wait for the next cycle ends. Never switches.
         Raises BadURLError, ConnectionClosedError."""
         if self.is_closed:
-            raise ConnectionClosedError
+            raise self._reconnector.gone()
         added = parse_url(url)
         check_one_kind(_checked([*self._pool.servers, added]))
         if self._pool.add(added):
@@ -177,7 +212,7 @@ class Connection:
         """Replace the configured servers; the present link stays. Never switches. Raises
         BadURLError, ConnectionClosedError."""
         if self.is_closed:
-            raise ConnectionClosedError
+            raise self._reconnector.gone()
         if urls is None:
             raise BadURLError("set_servers needs at least one")
         servers = _checked(parse_servers(urls))
@@ -189,7 +224,7 @@ class Connection:
         """Give up the present link, or cut a wait short, and connect anew. Never switches.
         Raises ConnectionClosedError, ConnectionDrainingError."""
         if self.is_closed or self.status is S.disconnected:
-            raise ConnectionClosedError
+            raise self._reconnector.gone()
         if self.is_draining:
             raise ConnectionDrainingError("force_reconnect")
         self._reconnector.request_reconnect()
@@ -493,6 +528,8 @@ class Connection:
 
     def _drain_now(self, timeout: float | None, leaver: object = None) -> None:
         if self.is_closed:
+            if isinstance(gone := self._reconnector.gone(), ForkedConnectionError):
+                raise gone
             return
         if self.status is S.disconnected:
             self.close()
@@ -588,11 +625,17 @@ class Connection:
         """
         wanted = S(status)
         refuse_in_hub("wait_for_status")
-        if not self._reconnector.await_status(wanted, check_timeout(timeout)):
-            raise TimeoutError(
-                f"the status is {self.status}, and was not {wanted} within {timeout} s", timeout
-            )
+        deadline = Deadline(check_timeout(timeout))
+        life = None
+        while life is not self._reconnector:  # a fork begins another one
+            life = self._reconnector
+            if not life.await_status(wanted, deadline.remaining()):
+                raise TimeoutError(
+                    f"the status is {self.status}, and was not {wanted} within {timeout} s", timeout
+                )
         if self.status is not wanted and self.status in (S.closed, S.disconnected):
+            if isinstance(gone := self._reconnector.gone(), ForkedConnectionError):
+                raise gone
             raise ConnectionClosedError(f"the connection is {self.status} and not {wanted}")
         return True
 
@@ -749,7 +792,7 @@ class Connection:
         if self._outbox.linked and self._drain is None and not self._reconnector.is_closing:
             return
         if self.is_closed or self._reconnector.is_closing:
-            raise ConnectionClosedError
+            raise self._reconnector.gone()
         if self.status is S.disconnected:
             raise ConnectionClosedError(f"{operation}: not connected yet, call connect() first")
         if self.is_draining and not draining:

@@ -115,8 +115,14 @@ class ConnectionDrainingError(Error):
         self.operation = operation
 
 
-class ForkedConnectionError(Error):
-    """The connection was made before a fork and may not be used in the child."""
+class ForkedConnectionError(ConnectionClosedError):
+    """The connection was made before a fork. Calls that were under way in other greenlets end with
+    it in the child; with ``reconnect_after_fork=False`` every call does."""
+
+    def __init__(
+        self, message: str = "the connection was made before a fork and is the parent's"
+    ) -> None:
+        super().__init__(message)
 
 
 class WrongThreadError(Error):

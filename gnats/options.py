@@ -50,6 +50,8 @@ class ReconnectOptions:
     #: When the server says that it is going away (lame duck), move to another one of the pool
     #: before it does, without a gap; False: only ``lame_duck_cb`` is called.
     lame_duck_move: bool = True
+    #: In a forked child: make a link of its own. False: every call raises ForkedConnectionError.
+    reconnect_after_fork: bool = True
     #: At-least-once publishing: keep messages until a PONG behind them, replay them on loss.
     replay_unconfirmed: bool = False
     #: First connect: return at once and go on trying in the background.
@@ -66,6 +68,7 @@ class ReconnectOptions:
         _bools(
             self,
             "lame_duck_move",
+            "reconnect_after_fork",
             "ignore_auth_error_abort",
             "ignore_discovered_servers",
             "randomize_servers",

@@ -110,6 +110,11 @@ class ServerPool:
         self._queue += [PoolServer(self._inherit(url), discovered=True) for url in new]
         return new
 
+    def inherit(self) -> None:
+        """In a forked child: nobody is connected yet, and chance is its own."""
+        self.current = None
+        self._rng.seed()
+
     # -- who is next ---------------------------------------------------------------------
 
     def begin_outage(self) -> None:

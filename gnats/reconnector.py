@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from copy import copy
 
 import gevent
 from gevent import Greenlet
@@ -105,8 +106,9 @@ class Reconnector:
 
     # -- wishes, from anyone -------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin the first connect, in the background."""
+    def start(self, patient: bool) -> None:
+        """Begin the first connect, in the background; *patient*: not for one attempt each only."""
+        self._fails_fast = not patient
         self._failure = None
         self.status.to(S.connecting)
         self._outbox.open()
@@ -128,6 +130,35 @@ class Reconnector:
             self.session.exit.fail(ReconnectForcedError())
         else:
             self.seeker.hurry()
+
+    def disown(self, cause: ConnectionClosedError) -> None:
+        """In a forked child: this life is the parent's. Nobody hears of it any more, its greenlets
+        end in the next turn of the loop, and who waits for it looks again, or raises *cause*."""
+        self._closing = cause
+        self._tell = _nothing
+        self.status.current = S.closed
+        self._outbox.shut(lambda: copy(cause))
+        self._requests.fail_all(cause)
+        if self.session is not None:
+            self.session.disown()
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+        self.status_changed.wake_all()
+        for _, park in self._awaited:
+            park.wake()
+
+    def bury(self, cause: ConnectionClosedError) -> None:
+        """Be closed because of *cause*, without a word."""
+        self._closing = cause
+        self._outbox.shut(lambda: copy(cause))
+        self._subscriptions.end_all(cause)
+        self.status.current = S.closed
+
+    def gone(self) -> ConnectionClosedError:
+        """Why the connection cannot be used any more: to be raised."""
+        if isinstance(self._closing, ConnectionClosedError):
+            return copy(self._closing)
+        return ConnectionClosedError()
 
     def servers_changed(self) -> None:
         """The pool has a new server: a wait for the next cycle is over."""
@@ -185,7 +216,6 @@ class Reconnector:
 
     def _run(self) -> None:
         first = True
-        self._fails_fast = not self._options.reconnect.retry_on_failed_connect
         fresh = True  # a new outage, not the continuation of one
         try:
             while self._closing is None:
@@ -485,3 +515,7 @@ class Reconnector:
             if new in (wanted, S.closed, S.disconnected):
                 park.wake()
         self._tell("status_cb", old, new)
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+import gevent
+from gevent import getcurrent
+
 from .message import Msg
 from .subscription import Handler, Host, Subscription
 
@@ -128,6 +131,20 @@ class Subscriptions:
     def to_keep(self) -> list[Subscription]:
         """Every live subscription that a new link is to be told of."""
         return [sub for sub in self.by_sid.values() if sub.sid not in self._not_restored]
+
+    def inherit(self) -> None:
+        """In a forked child: what is queued is the parent's, and so are the handlers that run,
+        but for the caller's own; they end in the next turn of the loop. The subscriptions stay.
+        Never switches."""
+        current = getcurrent()
+        handlers = [greenlet for greenlet in self.delivering if greenlet is not current]
+        gevent.killall(handlers, block=False)
+        for sub in self.unfinished():
+            sub.inherit()
+        for sub in list(self.by_sid.values()):
+            if isinstance(sub, InboxSubscription):
+                self.remove(sub)
+        self.in_dropped = 0
 
     def refused(self, subject: str, queue: str, error: Exception) -> None:
         """The server forbids *subject*: end the subscriptions it names."""

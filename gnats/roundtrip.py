@@ -9,7 +9,6 @@ import time
 
 from .backoff import Deadline
 from .errors import (
-    ConnectionClosedError,
     ConnectionReconnectingError,
     FlushInterruptedError,
     TimeoutError,
@@ -53,14 +52,14 @@ class RoundTrips:
         while True:
             session = self._reconnector.session
             if self._reconnector.is_closing:
-                raise ConnectionClosedError
+                raise self._reconnector.gone()
             if session is None or not self._outbox.linked:
                 raise ConnectionReconnectingError(operation)
             began = time.monotonic()
             if self._answered(session, operation, deadline):
                 return time.monotonic() - began
             if self._reconnector.is_closing:
-                raise ConnectionClosedError
+                raise self._reconnector.gone()
             if not session.left:
                 raise FlushInterruptedError(f"{operation}: the link was lost before its PONG")
 
@@ -85,7 +84,7 @@ class RoundTrips:
         """Until there is a link. Raises TimeoutError, ConnectionClosedError."""
         while not self._outbox.linked:
             if self._reconnector.status.current in _OVER:
-                raise ConnectionClosedError
+                raise self._reconnector.gone()
             if not self._reconnector.status_changed.wait(deadline.remaining()):
                 raise TimeoutError(
                     f"{operation}: no link within {deadline.seconds} s", deadline.seconds

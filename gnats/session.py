@@ -246,6 +246,11 @@ class Session:
         for greenlet in self._greenlets:
             greenlet.rawlink(self._ended)
 
+    def disown(self) -> None:
+        """In a forked child: the greenlets end in the next turn of the loop. Never switches."""
+        gevent.killall(self._greenlets, block=False)
+        self.pings.lost()
+
     def close(self) -> None:
         """End the greenlets and close the link, whatever the other side does. Switches."""
         try:

@@ -43,7 +43,7 @@ SLICE = 0.005
 class Host:
     """What a subscription needs of its connection, handed down; see ``Connection``."""
 
-    __slots__ = ("answer", "flush", "is_closed", "report", "send_control", "drain_timeout")
+    __slots__ = ("answer", "drain_timeout", "flush", "gone", "is_closed", "report", "send_control")
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Host:
         report: Callable[[Exception], None],
         send_control: Callable[[bytes], None],
         is_closed: Callable[[], bool],
+        gone: Callable[[], ConnectionClosedError],
         drain_timeout: float,
     ) -> None:
         self.answer = answer
@@ -59,6 +60,7 @@ class Host:
         self.report = report  # an error nobody waits for: error_cb
         self.send_control = send_control  # a control frame, if there is a link
         self.is_closed = is_closed
+        self.gone = gone  # what to raise when it is
         self.drain_timeout = drain_timeout
 
 
@@ -332,7 +334,7 @@ class Subscription:
         ConnectionClosedError."""
         while self._busy(own):
             if self._host.is_closed():
-                raise ConnectionClosedError
+                raise self._host.gone()
             if not self._wait(deadline):
                 return False
         return True
@@ -439,6 +441,13 @@ class Subscription:
             self._line.wake_all()
         return left
 
+    def inherit(self) -> None:
+        """In a forked child: what is queued is the parent's to handle."""
+        queue, self._queue = self._queue, None
+        self._bytes = 0
+        self._received -= len(queue) if queue else 0
+        self._slow = False
+
     # -- inside --------------------------------------------------------------------------
 
     def _take(self) -> Msg:
@@ -464,13 +473,13 @@ class Subscription:
 
     def _check_live(self) -> None:
         if self._host.is_closed():
-            raise ConnectionClosedError
+            raise self._host.gone()
         if not self._accepting:
             raise BadSubscriptionError(self.subject)
 
     def _ended(self) -> Error:
         error: Error = BadSubscriptionError(self.subject)
         if isinstance(self._end_cause, ConnectionClosedError) or self._host.is_closed():
-            error = ConnectionClosedError()
+            error = self._host.gone()
         error.__cause__ = self._end_cause
         return error

@@ -6,6 +6,7 @@ meaning of what ``send`` returns. Source for "each address tried": ADR-11.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import ipaddress
 import logging
@@ -13,6 +14,7 @@ import os
 import random
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from gevent import get_hub, socket, ssl
 from gevent.hub import Waiter
@@ -96,6 +98,7 @@ class Transport(_Sending):
         # A reset that a send was told of: the kernel tells each error once, then only the end.
         self._reset: OSError | None = None
         self.on_owing: Callable[[], None] = _nothing
+        _living.add(self)
 
     def recv(self) -> bytes:
         """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError."""
@@ -149,6 +152,21 @@ class Transport(_Sending):
         except OSError:
             pass
 
+    def let_go(self) -> None:
+        """In a forked child: the socket is the parent's. Its descriptor is made to name a socket of
+        nobody, so that whatever is still done to it cannot reach the parent's. Never raises, never
+        switches."""
+        if self._closed:
+            return
+        try:
+            nobodys = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+            try:
+                os.dup2(nobodys.fileno(), self._sock.fileno(), inheritable=False)
+            finally:
+                nobodys.close()
+        except OSError:  # no descriptor is free: then it is closed as it is
+            pass
+
     def _check_open(self) -> None:
         # A greenlet that outlived its session must not touch a descriptor that may be another's.
         if self._closed:
@@ -190,6 +208,21 @@ class Transport(_Sending):
             pass
         except OSError as exc:
             raise _translate(exc, "send") from exc
+
+
+_living: WeakSet[Transport] = WeakSet()
+
+
+def let_go_of_all() -> None:
+    """In a forked child: no link of the parent can be touched any more. Never switches."""
+    for transport in list(_living):
+        transport.let_go()
+
+
+def close_all() -> None:
+    """In a forked child, behind ``let_go_of_all``. Never switches."""
+    for transport in list(_living):
+        transport.close()
 
 
 class TLSTransport(_Sending):

@@ -30,6 +30,7 @@ FLOORS = {
     "4 gevent begins": [
         "waiting",
         "transport",
+        "forks",
         "callbacks",
         "outbox",
         "pings",
