@@ -109,12 +109,17 @@ class OutboundBuffer:
 
     # -- out: the flusher ----------------------------------------------------------------
 
-    def take(self) -> bytes:
-        """Everything pending, or the first megabyte or so of it, joined; it stays held until
-        ``written`` or ``lost``."""
+    @property
+    def batch(self) -> list[bytes]:
+        """What ``take`` gave last."""
+        return self._batch
+
+    def take(self, whole: bool = False) -> bytes:
+        """Everything pending, joined, or the first megabyte or so of it unless it must be *whole*;
+        it stays held until ``written`` or ``lost``."""
         batch, self.frames = self.frames, []
         controls, self._controls = self._controls, 0
-        if self.size > BATCH_CUT_ABOVE and len(batch) > 1:
+        if self.size > BATCH_CUT_ABOVE and len(batch) > 1 and not whole:
             count = max(1, len(batch) * BATCH_CUT_TO // self.size)
             batch, self.frames = batch[:count], batch[count:]
             if controls:

@@ -87,6 +87,16 @@ def message_subject(frame: bytes) -> str:
     return frame.split(b" ", 2)[1].decode()
 
 
+def read_message(frame: bytes) -> tuple[str, str, bytes | None, bytes]:
+    """Subject, reply, header block and payload of a message frame."""
+    end = frame.index(CRLF)
+    words = frame[:end].decode().split(" ")
+    body = frame[end + 2 : -2]
+    size = int(words[-2]) if words[0] == "HPUB" else 0
+    reply = words[2] if len(words) == (5 if words[0] == "HPUB" else 4) else ""
+    return words[1], reply, body[:size] if words[0] == "HPUB" else None, body[size:]
+
+
 def has_headers(frame: bytes) -> bool:
     """Whether a message frame carries headers."""
     return frame.startswith(b"HPUB ")

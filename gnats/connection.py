@@ -87,7 +87,7 @@ class Connection:
         self._nuid = NUID()
         host = Host(
             self._answer,
-            lambda timeout: self._round_trips.once("flush", Deadline(timeout)),
+            lambda timeout: self._round_trips.settle(Deadline(timeout)),
             self._report,
             self._send_control,
             lambda: self.is_closed,

@@ -67,7 +67,7 @@ class Drain:
             self._reconnector.request_close()
 
     def _wait_for_link(self) -> None:
-        while self._status is not S.connected:
+        while self._status is not S.connected or self._reconnector.is_moving:
             if self._status in (S.closed, S.disconnected):
                 raise ConnectionClosedError
             if not self._reconnector.status_changed.wait(self._deadline.remaining()):

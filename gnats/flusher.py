@@ -86,6 +86,8 @@ class Flusher:
         self._fail = fail
         self._pings = pings
         self._farewell: Callable[[bool], None] | None = None
+        #: Is shown each batch that is about to be written, while somebody wants to know.
+        self.tap: Callable[[list[bytes]], None] | None = None
         self._park: Park | None = None
         self._barrier = Barrier(buffer, pings, self.wake)
 
@@ -102,7 +104,10 @@ class Flusher:
                 if not self._buffer.frames:
                     self._wait()
                     continue
-                self._send(self._buffer.take())
+                data = self._buffer.take(whole=parting)
+                if self.tap is not None:
+                    self.tap(self._buffer.batch)
+                self._send(data)
                 self._buffer.written()
                 self._on_written()
                 if parting:

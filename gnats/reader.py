@@ -71,14 +71,14 @@ class Reader:
         recv, feed = self._transport.recv, self._parser.feed
         since_yield = 0
         try:
-            self._dispatch(early)
+            self.hand_on(early)
             while True:
                 data = recv()
                 self.chunks += 1
                 events = feed(data)
                 if self.tap is not None:
                     events = self.tap(events)
-                self._dispatch(events)
+                self.hand_on(events)
                 since_yield += CHUNK_COST + len(events)
                 if since_yield >= YIELD_EVERY:
                     since_yield = 0
@@ -87,12 +87,12 @@ class Reader:
             # Handed on, and let go: messages know their connection, and whoever keeps the error (a
             # log handler does) must not keep that.
             events, exc.events = exc.events, []
-            self._dispatch(events)
+            self.hand_on(events)
             self._fail(exc)
         except Error as exc:
             self._fail(exc)
 
-    def _dispatch(self, events: Iterable[Event]) -> None:
+    def hand_on(self, events: Iterable[Event]) -> None:
         """Hand each event on. Never switches, so a kill cannot lose half a batch."""
         sinks = self._sinks
         count = size = 0

@@ -97,6 +97,7 @@ class Reconnector:
         self._past = {"in_msgs": 0, "in_bytes": 0, "in_unknown": 0, "pings": 0}
         self._generation = 0
         self._moves_at: Deadline | None = None  # the server is leaving: when we do
+        self._present_move: Move | None = None
         self._short_lives = 0
         self._greenlet: Greenlet[[], None] | None = None
         self._closing: Exception | None = None
@@ -201,6 +202,11 @@ class Reconnector:
         return self._closing is not None
 
     @property
+    def is_moving(self) -> bool:
+        """Whether a move is under way that must come to its end before anything is drained."""
+        return self._present_move is not None and self._present_move.is_binding
+
+    @property
     def failure(self) -> Exception | None:
         """Why the first connect failed, when it did."""
         return self._failure
@@ -221,7 +227,7 @@ class Reconnector:
             while self._closing is None:
                 if fresh:
                     self._pool.begin_outage()
-                opened = self.seeker.find(first=first, one_cycle=self._fails_fast)
+                opened = self.seeker.find(first=first, one_cycle=self._fails_fast, tired=not fresh)
                 if opened is None:
                     if self._fails_fast:
                         self._give_back()
@@ -349,14 +355,22 @@ class Reconnector:
         """To another server, without a gap; where that fails, the *old* link stays while it
         lives."""
         self._moves_at = Deadline(MOVE_AGAIN)
-        found = self.seeker.find_other(old.url) if self.drain_stage is None else None
+        if self.drain_stage is not None:
+            return old
+        found = self.seeker.find_other(old.url, lambda: old.exit.cause is not None)
         if found is None:
             return old
         server, opened = found
         taken = False
         try:
-            move = Move(
-                old, opened, self._subscriptions.to_keep(), self._bell, lambda: self.is_closing
+            move = self._present_move = Move(
+                old,
+                opened,
+                self._subscriptions.to_keep,
+                self._bell,
+                lambda: self.is_closing,
+                lambda: self.drain_stage is not None,
+                self._options.no_echo,
             )
             opened.early = move.run()
             self._pool.lost()
@@ -368,8 +382,10 @@ class Reconnector:
             logger.warning("gnats: the move from %s to %s failed: %s", old.url, opened.url, exc)
             return old
         finally:
+            self._present_move = None
             if not taken:
                 opened.transport.close()
+                self.status_changed.wake_all()
         return self._settle_in(opened, move)
 
     def _settle_in(self, opened: Opened, move: Move) -> Session:
@@ -380,9 +396,11 @@ class Reconnector:
         self._restores.take_over(opened.info, move, opened.early)
         self._outbox.link()
         self.connects += 1
-        self._pool.discover(opened.info.connect_urls)
         move.follow(session)
         session.start()
+        if self._pool.discover(opened.info.connect_urls):
+            self._tell("discovered_servers_cb")
+        self.status_changed.wake_all()
         logger.info("gnats: moved to %s (link %d)", opened.url, session.generation)
         return session
 

@@ -45,6 +45,15 @@ class RoundTrips:
                 if not self._outbox.buffer.keep:
                     raise
 
+    def settle(self, deadline: Deadline) -> None:
+        """A flush, behind which all has come that the server had for us, or that two servers had
+        in a move. Raises TimeoutError, FlushInterruptedError, ConnectionReconnectingError,
+        ConnectionClosedError."""
+        while self._reconnector.is_moving:
+            if not self._reconnector.status_changed.wait(deadline.remaining()):
+                raise TimeoutError(f"no link within {deadline.seconds} s", deadline.seconds)
+        self.once("flush", deadline)
+
     def once(self, operation: str, deadline: Deadline) -> float:
         """Seconds that one PING takes over the present link, or over the next one when a move
         came in between. Raises TimeoutError, FlushInterruptedError, ConnectionReconnectingError,

@@ -55,6 +55,7 @@ class Seeker:
         self._secure = False  # a link of this connection was TLS
         self._hurried = False
         self._cut_short = False
+        self._tired = False
         self.attempts = 0
         #: Why the last search ended without a link.
         self.gave_up: Exception | None = None
@@ -64,13 +65,15 @@ class Seeker:
         self._hurried = True
         self._bell.ring()
 
-    def find(self, *, first: bool, one_cycle: bool) -> Opened | None:
+    def find(self, *, first: bool, one_cycle: bool, tired: bool = False) -> Opened | None:
         """The next link; None when nobody is left, or the connection closes. Switches.
 
         *first*: every server gets an attempt, whatever ``max_reconnect`` is. *one_cycle*: and
-        no more than that one.
+        no more than that one. *tired*: links have ended as soon as they were made, so each server
+        that ``select_server_cb`` chooses is waited for.
         """
         cycle = 0
+        self._tired = tired
         self._hurried = self._cut_short = False
         while not self._is_closing():
             server = None if first else self._selected()
@@ -94,14 +97,17 @@ class Seeker:
                 self._pause(cycle)
         return None
 
-    def find_other(self, present: ServerURL) -> tuple[PoolServer, Opened] | None:
+    def find_other(
+        self, present: ServerURL, is_over: Callable[[], bool]
+    ) -> tuple[PoolServer, Opened] | None:
         """A link to a server that stays, beside the *present* one that does not; None when there
-        is none. Quiet: nothing is lost yet, so nobody is told of a failure. Switches."""
-        for server in self._pool.others(present):
-            if self._is_closing():
+        is none, or when *is_over* says so, which is asked whenever the bell rings. Quiet: nothing
+        is lost yet, so nobody is told of a failure. Switches."""
+        for server in self._others(present, is_over):
+            if self._is_closing() or is_over():
                 return None
             self.attempts += 1
-            outcome = self._aside(self._open, server.url)
+            outcome = self._aside(self._open, server.url, is_over=is_over)
             if isinstance(outcome, Opened):
                 if not outcome.info.ldm:
                     return server, outcome
@@ -109,6 +115,24 @@ class Seeker:
             else:
                 logger.info("gnats: cannot move to %s: %s", server.url, outcome)
         return None
+
+    def _others(self, present: ServerURL, is_over: Callable[[], bool]) -> list[PoolServer]:
+        """Whom to try: the one that ``select_server_cb`` chooses, or all in line."""
+        others = self._pool.others(present)
+        select = self._options.reconnect.select_server_cb
+        if select is None or not others:
+            return others
+        choice = self._aside(select, [one.url for one in others], self._info(), is_over=is_over)
+        chosen = _chosen(choice)
+        server = next((one for one in others if chosen and one.url == chosen), None)
+        if server is None:
+            if not self._is_closing() and not is_over():
+                self._on_failure(_bad_choice(choice))
+            return others
+        deadline = Deadline(float(choice[1]))
+        while not deadline.expired and not self._is_closing() and not is_over():
+            self._bell.listen(deadline.remaining())
+        return [server]
 
     def spread(self) -> float:
         """Seconds, at random: many clients leave one server, and shall not arrive at once."""
@@ -155,14 +179,15 @@ class Seeker:
         choice = self._aside(select, self._pool.eligible, self._info())
         if self._is_closing():
             return None
-        server = None
-        if isinstance(choice, tuple) and len(choice) == 2 and isinstance(choice[0], ServerURL):
-            server = self._pool.take(choice[0]) if _is_delay(choice[1]) else None
+        chosen = _chosen(choice)
+        server = self._pool.take(chosen) if chosen is not None else None
         if server is None:
             self._on_failure(_bad_choice(choice))
             return None
-        again = server.failures > 0
-        self._wait(Deadline(max(float(choice[1]), LEAST_PAUSE if again else 0.0)))
+        least = LEAST_PAUSE if server.failures > 0 else 0.0
+        if self._tired:
+            least = self._options.reconnect.reconnect_wait
+        self._wait(Deadline(max(float(choice[1]), least)))
         return server
 
     def _wait(self, deadline: Deadline) -> None:
@@ -208,9 +233,12 @@ class Seeker:
 
     # -- what may block ------------------------------------------------------------------
 
-    def _aside(self, run: Callable[..., Any], *args: Any) -> Any:
-        """Call *run* in a greenlet of its own and wait, so that close() ends it at once and
-        what the user gave us cannot hold the reconnector. A failure is returned, not raised."""
+    def _aside(
+        self, run: Callable[..., Any], *args: Any, is_over: Callable[[], bool] = lambda: False
+    ) -> Any:
+        """Call *run* in a greenlet of its own and wait, so that close() ends it at once, as
+        *is_over* does, and what the user gave us cannot hold the reconnector. A failure is
+        returned, not raised."""
         outcome: list[Any] = []
 
         def work() -> None:
@@ -222,7 +250,7 @@ class Seeker:
         greenlet = gevent.spawn(work)
         greenlet.link(lambda _: self._bell.ring())
         try:
-            while not greenlet.dead and not self._is_closing():
+            while not greenlet.dead and not self._is_closing() and not is_over():
                 self._bell.listen(None)
         finally:
             greenlet.kill(timeout=KILL_TIMEOUT)
@@ -233,6 +261,13 @@ def _is_delay(delay: object) -> bool:
     if isinstance(delay, bool) or not isinstance(delay, (int, float)):
         return False
     return 0 <= delay < 1e9  # NaN and infinity are no delays
+
+
+def _chosen(choice: object) -> ServerURL | None:
+    """The server of a choice that is one."""
+    if isinstance(choice, tuple) and len(choice) == 2 and isinstance(choice[0], ServerURL):
+        return choice[0] if _is_delay(choice[1]) else None
+    return None
 
 
 def _bad_choice(choice: object) -> Exception:

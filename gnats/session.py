@@ -7,7 +7,7 @@ one fails only the old one. It never decides what comes next: the reconnector do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
@@ -260,10 +260,19 @@ class Session:
             self.pings.lost()
             self.lifetime = time.monotonic() - self._began
 
-    def tap(self, see: Callable[[list[Event]], list[Event]] | None) -> None:
-        """Have *see* shown all that is read from now on, and go on with what it returns; None
-        ends that. Never switches."""
+    def tap(
+        self,
+        see: Callable[[list[Event]], list[Event]] | None,
+        written: Callable[[list[bytes]], None] | None,
+    ) -> None:
+        """Have *see* shown all that is read from now on, and go on with what it returns; *written*
+        is shown what is written. None ends that. Never switches."""
         self._reader.tap = see
+        self._flusher.tap = written
+
+    def hand_on(self, events: Iterable[Event]) -> None:
+        """Take *events* as if they had been read. Never switches."""
+        self._reader.hand_on(events)
 
     def part(self, frames: list[bytes], on_pong: Callable[[bool], None]) -> None:
         """Write *frames* and what is pending, and nothing more; *on_pong* hears when the server

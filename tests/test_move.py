@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import gevent
@@ -11,8 +12,7 @@ from gevent.event import Event as Gate
 import gnats
 from gnats.errors import NoRespondersError, TimeoutError
 from gnats.message import Msg
-from gnats.move import Seen, key_of
-from gnats.parser import Ping
+from gnats.move import Echoes, Seen
 from gnats.testing import ClientGone, FakeClient, FakeServer, Frame, NatsCluster, serve, wait_until
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
@@ -25,25 +25,54 @@ def message(data: bytes, sid: int = 1, subject: str = "s", reply: str = "") -> M
     return Msg(subject, sid, reply, None, data)
 
 
-def payloads(events: list[Any]) -> list[bytes]:
-    return [event.data for event in events if isinstance(event, Msg)]
-
-
-def seen(*messages: Msg, late: bool = False) -> Seen:
+def seen(*messages: Msg) -> Seen:
     found = Seen()
-    (found.late if late else found.early).update(map(key_of, messages))
+    for one in messages:
+        found.note(one, 1.0)
     return found
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_what_was_seen_is_taken_out_as_often_as_it_was_seen(late: bool) -> None:
+def without(found: Seen, events: list[Msg], now: float = 1.0) -> list[bytes]:
+    return [event.data for event in events if not found.take(event, now)]
+
+
+def test_what_was_seen_is_taken_out_as_often_as_it_was_seen() -> None:
     held = [message(data) for data in (b"2", b"3", b"3", b"4", b"3")]
-    both = seen(*map(message, (b"1", b"2", b"3", b"3")), late=late)
-    assert payloads(both.without(list(held))) == [b"4", b"3"]
-    assert payloads(both.without(list(held))) == [b"2", b"3", b"3", b"4", b"3"]  # used up
-    assert payloads(both.without([message(b"1")])) == []
-    assert not both.early
-    assert not both.late
+    both = seen(*map(message, (b"1", b"2", b"3", b"3")))
+    assert without(both, held) == [b"4", b"3"]
+    assert without(both, held) == [b"2", b"3", b"3", b"4", b"3"]  # used up
+    assert both.outstanding() == {1: 1}
+    assert without(both, [message(b"1")]) == []
+    assert not both
+
+
+def test_of_messages_that_are_alike_the_nearest_in_time_begins() -> None:
+    """A heartbeat of before the next server knew of us is not taken for the present one."""
+    both = Seen()
+    for now in (1.0, 2.0, 3.0, 4.0):
+        both.note(message(b"tick"), now)
+    assert [both.take(message(b"tick"), now) for now in (3.01, 3.99, 5.0)] == [True, True, False]
+    assert not both
+
+
+def test_what_came_early_does_not_come_again_behind_the_change() -> None:
+    both = Seen()
+    both.note(message(b"tick"), 1.0)
+    both.settle(2.0)
+    both.note(message(b"late"), 3.0)
+    both.forget_early()
+    assert without(both, [message(b"tick"), message(b"late")], 4.0) == [b"tick"]
+
+
+def test_an_echo_is_taken_once_by_each_subscription() -> None:
+    echoes = Echoes()
+    assert not echoes
+    echoes.note([b"SUB x 1\r\n", b"PUB s r 1\r\nx\r\n", b"PUB s 1\r\ny\r\n"])
+    assert echoes
+    echo = message(b"x", reply="r")
+    assert [echoes.take(one) for one in (echo, echo, message(b"x"))] == [True, False, False]
+    assert echoes.take(message(b"x", sid=2, reply="r"))
+    assert echoes.take(message(b"y"))
 
 
 def test_messages_that_differ_in_anything_are_different() -> None:
@@ -55,13 +84,8 @@ def test_messages_that_differ_in_anything_are_different() -> None:
         Msg("s", 1, "", b"NATS/1.0\r\nA: b\r\n\r\n", b"x"),
         message(b"y"),
     ]
-    assert seen(same).without([same, *others]) == others
-
-
-def test_what_is_no_message_stays_in_its_place() -> None:
-    ping = Ping()
-    held = [message(b"1"), ping, message(b"2")]
-    assert seen(message(b"1")).without(list(held)) == [ping, held[2]]
+    found = seen(same)
+    assert [found.take(one, 1.0) for one in [same, *others]] == [True] + [False] * len(others)
 
 
 # -- a cluster that is restarted, server by server ---------------------------------------------
@@ -483,3 +507,219 @@ def test_a_round_trip_spans_a_move(fake_server: Any, operation: str) -> None:
     assert str(stage.conn.connected_url) == stage.other.url
     assert stage.told == ["lame duck"]
     stage.conn.close()
+
+
+# -- what else can happen meanwhile ---------------------------------------------------------------
+
+
+def test_heartbeats_that_are_all_alike_are_all_delivered(fake_server: Any) -> None:
+    """One that came before the next server knew of us is no copy of a later one."""
+    gate = Gate()
+
+    def other(client: FakeClient) -> None:
+        client.handshake()
+        sid = client.read_frame().sid
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        gate.wait(5)
+        client.deliver(sid, "tick", b"")
+        client.serve()
+
+    stage = Stage(fake_server, other)
+    sub = stage.conn.subscribe("tick")
+    stage.conn.flush()
+    stage.say_goodbye()
+    stage.other.wait_for_client().wait_for_frames(1, "SUB")
+    stage.old.deliver(sub.sid, "tick", b"")  # over the old link only
+    gevent.sleep(0.15)
+    stage.old.deliver(sub.sid, "tick", b"")  # over both
+    gate.set()
+    stage.await_move()
+    stage.new.deliver(sub.sid, "tick", b"")
+    stage.new.deliver(sub.sid, "tick", b"")
+    for _ in range(4):
+        sub.next_msg(2)
+    with pytest.raises(TimeoutError):
+        sub.next_msg(0.05)
+    stage.conn.close()
+
+
+@pytest.mark.parametrize("who", ["conn", "sub"])
+def test_a_drain_in_a_move_loses_nothing_of_a_queue_group(who: str) -> None:
+    with NatsCluster(2, lame_duck_grace_period=10) as cluster:
+        leaving = gnats.connect(cluster.urls, **{**FAST, "reconnect_wait": 0.0})
+        staying = gnats.connect(cluster.urls[1])
+        mine: list[int] = []
+        theirs: list[int] = []
+        sub = leaving.subscribe("q", queue="g", cb=lambda msg: mine.append(int(msg.data)))
+        staying.subscribe("q", queue="g", cb=lambda msg: theirs.append(int(msg.data)))
+        leaving.subscribe("ready", cb=lambda msg: msg.respond(b""))
+        wait_until(lambda: all(map(_reaches_the_subscriber, cluster)), 10)
+        count = [0]
+
+        def publish() -> None:
+            while True:
+                staying.publish("q", b"%d" % count[0])
+                count[0] += 1
+                gevent.sleep(0.001)
+
+        flood = gevent.spawn(publish)
+        wait_until(lambda: mine)
+        cluster[0].lame_duck()
+        # Where it strikes is up to the moment: in the listening, the joining, the parting.
+        wait_until(lambda: cluster[1].connz()["num_connections"] >= 2, 10)
+        gevent.sleep(random.random() * 0.6)
+        (leaving if who == "conn" else sub).drain(10)
+        gevent.sleep(0.1)
+        flood.kill()
+        staying.flush()
+        wait_until(lambda: len(mine) + len(theirs) >= count[0], 5)
+        assert sorted(mine + theirs) == list(range(count[0]))
+        assert leaving.stats.in_dropped == 0
+        leaving.close()
+        staying.close()
+
+
+def test_no_echo_holds_in_a_move() -> None:
+    with NatsCluster(2, lame_duck_grace_period=10) as cluster:
+        conn = gnats.connect(cluster.urls, no_echo=True, **FAST)
+        other = gnats.connect(cluster.urls[1])
+        got: list[bytes] = []
+        conn.subscribe("s", cb=lambda msg: got.append(msg.data))
+        conn.subscribe("ready", cb=lambda msg: msg.respond(b""))
+        wait_until(lambda: all(map(_reaches_the_subscriber, cluster)), 10)
+        cluster[0].lame_duck()
+        count = 0
+        while not _has_left(conn, cluster[0].port) or count < 100:
+            conn.publish("s", b"mine", headers={"n": str(count)} if count % 2 else None)
+            other.publish("s", b"%d" % count)
+            count += 1
+            gevent.sleep(0.001)
+        other.flush()
+        wait_until(lambda: len(got) >= count)
+        assert got == [b"%d" % number for number in range(count)]
+        conn.close()
+        other.close()
+
+
+def test_more_than_one_batch_is_pending_at_the_parting(fake_server: Any) -> None:
+    def leaving(client: FakeClient) -> None:
+        client.handshake(max_payload=4_000_000)
+        client.expect("SUB plain")
+        client.send_info(ldm=True, max_payload=4_000_000)
+        go.wait(5)
+        client.serve()
+
+    def other(client: FakeClient) -> None:
+        client.handshake(max_payload=4_000_000)
+        client.serve()
+
+    go = Gate()
+    stage = Stage(fake_server, other, leaving)
+    stage.conn.subscribe("plain")
+    big = b"x" * 3_000_000
+    senders = [gevent.spawn(stage.conn.publish, "big", big) for _ in range(3)]
+    stage.other.wait_for_client().wait_for_frames(1, "SUB")
+    gevent.sleep(0.3)
+    go.set()
+    stage.await_move()
+    gevent.joinall(senders, timeout=10, raise_error=True)
+    stage.conn.flush(10)
+    stats = stage.conn.stats
+    assert stage.told == ["lame duck"]
+    assert (stats.sent, stats.uncertain, stats.disconnects) == (3, 0, 0)
+    stage.conn.close()
+
+
+def test_a_close_at_the_parting_loses_nothing_that_was_published(fake_server: Any) -> None:
+    parting = Gate()
+
+    def leaving(client: FakeClient) -> None:
+        client.handshake()
+        client.expect("SUB plain")
+        client.send_info(ldm=True)
+        client.expect("UNSUB")
+        client.expect("PING")
+        parting.set()
+        gevent.sleep(0.3)
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    stage = Stage(fake_server, leaving=leaving)
+    stage.conn.subscribe("plain")
+    assert parting.wait(10)
+    stage.conn.publish("last", b"words")
+    stage.conn.close()
+    assert stage.new.payloads() == [b"words"]
+    stats = stage.conn.stats
+    assert (stats.accepted, stats.sent, stats.dropped) == (1, 1, 0)
+
+
+def test_a_server_that_is_lost_while_another_is_dialled(fake_server: Any) -> None:
+    def mute(client: FakeClient) -> None:
+        client.stall()
+
+    stage = Stage(fake_server, mute)
+    stage.say_goodbye()
+    stage.other.wait_for_client()
+    stage.leaving.refuse()
+    stage.old.close()
+    wait_until(lambda: stage.conn.stats.disconnects == 1, 2)
+    assert stage.conn.is_reconnecting
+    stage.conn.close()
+
+
+def test_a_limit_counts_what_is_still_to_come_twice(fake_server: Any) -> None:
+    def leaving(client: FakeClient) -> None:
+        client.handshake()
+        client.expect("SUB plain")
+        client.expect("UNSUB")  # the limit
+        client.send_info(ldm=True)
+        client.expect("UNSUB")
+        client.deliver(1, "plain", b"1")
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    stage = Stage(fake_server, leaving=leaving)
+    sub = stage.conn.subscribe("plain", max_msgs=3)
+    stage.await_move()
+    stage.conn.flush()
+    assert f"UNSUB {sub.sid} 3" in names(stage.new.frames)  # the copy of the first, and two more
+    for data in (b"1", b"2", b"3"):
+        stage.new.deliver(sub.sid, "plain", data)
+    assert [msg.data for msg in sub] == [b"1", b"2", b"3"]
+    stage.conn.close()
+
+
+def test_what_is_subscribed_meanwhile_is_told_before_the_parting(fake_server: Any) -> None:
+    stage = Stage(fake_server)
+    first = stage.conn.subscribe("first")
+    stage.conn.flush()
+    stage.say_goodbye()
+    stage.other.wait_for_client().wait_for_frames(1, "SUB")
+    second = stage.conn.subscribe("second")
+    third = stage.conn.subscribe("third", queue="q")
+    stage.await_move()
+    stage.conn.flush()
+    assert names(stage.new.frames)[1:] == [
+        f"SUB first {first.sid}",
+        f"SUB second {second.sid}",
+        f"SUB third q {third.sid}",
+    ]
+    stage.conn.close()
+
+
+def test_the_users_choice_counts_in_a_move_too(fake_server: Any) -> None:
+    servers = [fake_server() for _ in range(3)]
+    asked: list[list[str]] = []
+
+    def select(urls: list[Any], info: Any) -> tuple[Any, float]:
+        asked.append([str(url) for url in urls])
+        return urls[-1], 0.0
+
+    conn = gnats.connect([server.url for server in servers], select_server_cb=select, **FAST)
+    servers[0].wait_for_client().send_info(ldm=True)
+    wait_until(lambda: str(conn.connected_url) == servers[2].url, 10)
+    assert asked == [[servers[1].url, servers[2].url]]
+    assert not servers[1].clients
+    conn.close()
