@@ -685,7 +685,7 @@ class Connection:
             + life.past_and_present("in_unknown"),
             attempts=life.seeker.attempts,
             connects=life.connects,
-            reconnects=max(0, life.connects - 1),
+            reconnects=max(0, life.connects - life.moves - 1),
             disconnects=life.disconnects,
             errors_received=life.errors_received,
             pings_sent=life.past_and_present("pings"),

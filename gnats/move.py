@@ -6,8 +6,8 @@ nothing, sees nothing twice, and keeps its order. Nothing here decides when to m
 
 Three steps. *Listening*: the next server is told of the plain subscriptions, whose messages both
 servers send; it can be broken off at no cost. *Joining*: it is told of queue groups, and of what
-was subscribed meanwhile; a message to a group now comes over one link only. *Parting*: the present
-server is asked to send no more, and its last word is awaited.
+was subscribed meanwhile; a message to a group comes over one link only, and is handed on at once.
+*Parting*: the present server is asked to send no more, and its last word is awaited.
 """
 
 from __future__ import annotations
@@ -25,15 +25,25 @@ from .message import Msg
 from .parser import Event, Ping, Pong
 from .session import Opened, Session
 from .subscription import Subscription
-from .waiting import Bell
+from .waiting import Bell, turn
 
 # Seconds between "the next server knows our subscriptions" and "the present one may forget them":
 # the other servers of the cluster must hear of the first before they hear of the second.
 SETTLE = 0.25
-# Seconds that either server may take for its part; after that the move is given up.
+# Seconds in which either link must have moved something; after that the move is given up.
 PATIENCE = 2.0
-# Messages held back at which the settling is cut short: their memory must have a bound.
+# The same for the last word of the present server, from which there is no way back. It stands
+# behind all that the kernel has taken for a slow line, and a server that goes away ends the link.
+FAREWELL = 10.0
+# Seconds that a close waits for that last word, so that it has a link to send over.
+CLOSE_PATIENCE = 1.0
+# So often a time of patience may be renewed, for one answer.
+RENEWALS = 10
+# Messages, and bytes, held back at which the settling is cut short: their memory must have a bound.
 MOST_HELD = 100_000
+MOST_BYTES = 64 * 1024 * 1024
+# The scout gives the loop back after so many, see reader.py.
+YIELD_EVERY = 2048
 # Rounds of joining: whoever subscribes without end shall not keep us from leaving.
 MOST_ROUNDS = 3
 # Seconds that the next link may lag behind the present one.
@@ -52,9 +62,9 @@ class Seen:
     """What the present link has delivered, so that the next one need not deliver it again.
 
     What came *early*, before the whole cluster knew of the next link, that may have or not, and if
-    so by the time of the change. What came later it has, or is still to get. Of messages that are
-    all alike the first one that the next link brings is the one nearest in time: those before it
-    were sent when it was not known there yet. From there on they pair in order.
+    so it was on its way at the change. What came later it has, or is still to get. Of messages that
+    are all alike the first one that the next link brings is the one nearest in time: those before
+    it were sent when it was not known there yet. From there on they pair in order.
     """
 
     def __init__(self) -> None:
@@ -157,20 +167,24 @@ class Move:
         # A queue group gives a message to one of its members: both links' are different ones.
         self._plain: set[int] = set()
         self._held: list[tuple[float, Event]] = [(0.0, event) for event in opened.early]
+        self._bytes = 0
+        self._handed: Counter[int] = Counter()  # messages, by sid
+        self._moved = 0  # how often the next link has moved bytes
         self._seen = Seen()
         self._echoes = Echoes()
         self._failure: Exception | None = None
-        self._pongs = 0
+        self._asked = self._pongs = 0
         self._to_say: list[bytes] = []
         self._said = Bell()
         self._parting = False
+        self._close: Deadline | None = None  # it was asked for: until then the parting goes on
         self._parted = False
 
     def delivered(self) -> Counter[int]:
         """How many messages the next server has sent to each sid, doubles included, those too
         that are still on their way."""
         sent = Counter(event.sid for _, event in self._held if isinstance(event, Msg))
-        return sent + self._seen.outstanding()
+        return sent + self._handed + self._seen.outstanding()
 
     def run(self) -> list[Event]:
         """Subscribe there, part here; what is new over there. Switches. Raises Error when either
@@ -187,16 +201,15 @@ class Move:
                 self._tell(unsaid)
             self._part()
             return self._unread()
-        except Error:
-            self._rescue()
-            raise
         finally:
             self.is_binding = False
             gevent.killall(both)
             self._old.tap(None, None)
 
     def follow(self, session: Session) -> None:
-        """The next link may lag behind what the old one has delivered: see to that, too."""
+        """The next link may lag behind what the old one has delivered: see to that, too. What it
+        had on its way at the change has come with the first PONG."""
+        session.pings.ping(lambda _: self._seen.forget_early())
         deadline = Deadline(LAG)
 
         def sieve(events: list[Event]) -> list[Event]:
@@ -206,8 +219,7 @@ class Move:
             now = monotonic()
             return [event for event in events if not self._is_known(event, now)]
 
-        if self._seen or self._echoes:
-            session.tap(sieve, None)
+        session.tap(sieve, None)
 
     # -- the steps -----------------------------------------------------------------------
 
@@ -215,60 +227,72 @@ class Move:
         """Tell the next server of *subs*, and let the cluster hear of it."""
         self._plain |= {sub.sid for sub in subs if not sub.queue}
         self.told |= {sub.sid for sub in subs}
-        pongs = self._pongs
-        frames = [sub.opening_frame() for sub in subs]
-        self._say(*frames, commands.PING)
-        self._await(lambda: self._pongs > pongs, PATIENCE)
-        self._await(lambda: len(self._held) >= MOST_HELD, SETTLE, optional=True)
+        self._say(*[sub.opening_frame() for sub in subs])
+        self._await_pong()
+        self._settle(Deadline(SETTLE))
         self._seen.settle(monotonic())
 
     def _part(self) -> None:
         self._parting = True
         self._old.part([commands.unsub(sid) for sid in self.told], self._on_parted)
         try:
-            self._await(lambda: self._parted, PATIENCE)
-            if self._failure is not None:
-                raise self._failure
+            self._await(lambda: self._parted, FAREWELL, lambda: self._old.progress)
         except Error as exc:
             self._old.exit.fail(exc)  # it was told to send no more: it is of no use now
             raise
 
     def _unread(self) -> list[Event]:
-        unread = [event for arrived, event in self._held if not self._is_known(event, arrived)]
-        self._seen.forget_early()
-        return unread
-
-    def _rescue(self) -> None:
-        """It has failed: what a queue group has given to the next link, nobody else gets."""
-        theirs = [
-            event
-            for _, event in self._held
-            if isinstance(event, Msg) and event.sid in self.told - self._plain
-        ]
-        self._old.hand_on(theirs)
+        return [event for arrived, event in self._held if not self._is_known(event, arrived)]
 
     # -- inside --------------------------------------------------------------------------
 
-    def _await(self, met: Callable[[], bool], seconds: float, optional: bool = False) -> None:
-        deadline = Deadline(seconds)
+    def _await_pong(self) -> None:
+        """Until the next server has said all that it had for us."""
+        wanted = self._asked = self._asked + 1
+        self._say(commands.PING)
+        self._await(lambda: self._pongs >= wanted, PATIENCE, lambda: self._moved)
+
+    def _await(
+        self, met: Callable[[], bool], seconds: float, progress: Callable[[], object]
+    ) -> None:
+        """Until *met*, as long as there is *progress* within *seconds*."""
+        deadline, before = Deadline(seconds), progress()
+        renewals = RENEWALS
         while not met():
-            if self._failure is not None:
-                raise self._failure
-            if self._is_over():
-                raise Error("the present link ended first")
+            self._check()
             if deadline.expired:
-                if optional:
-                    return
-                raise TimeoutError("a server did not answer in time", seconds)
+                now = progress()
+                if now == before or not renewals:
+                    raise TimeoutError("a server did not answer in time", seconds)
+                deadline, before, renewals = Deadline(seconds), now, renewals - 1
+            left = deadline.remaining()
+            if self._close is not None and left is not None:
+                left = min(left, self._close.remaining() or 0.0)
+            self._bell.listen(left)
+        self._check()
+
+    def _settle(self, deadline: Deadline) -> None:
+        while not deadline.expired and len(self._held) < MOST_HELD and self._bytes < MOST_BYTES:
+            self._check()
             self._bell.listen(deadline.remaining())
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._is_over():
+            raise Error("the present link ended first")
 
     def _is_over(self) -> bool:
         """Whether to break off. What was begun with the parting is brought to its end: then a close
         has a link over which to send what is pending."""
+        if self._parted:
+            return False  # what becomes of the old link is no matter any more
         if self._old.exit.cause is not None:
             return True
         if self._parting:
-            return False
+            if self._is_closing() and self._close is None:
+                self._close = Deadline(CLOSE_PATIENCE)
+            return self._close is not None and self._close.expired
         return self._is_closing() or (self._is_draining() and not self.is_binding)
 
     def _is_known(self, event: Event, now: float) -> bool:
@@ -285,21 +309,39 @@ class Move:
         while True:
             self._said.listen()
             frames, self._to_say = self._to_say, []
-            self._opened.transport.send_all(b"".join(frames))
+            left = memoryview(b"".join(frames))
+            while left:
+                left = left[self._opened.transport.send(left) :]
+                self._moved += 1
 
     def _listen(self) -> None:
-        """The only one that reads there. What comes is held."""
+        """The only one that reads there. What comes is held, if another link may bring it, too."""
         transport, parser = self._opened.transport, self._opened.parser
+        since_turn = 0
         while True:
             events, now = parser.feed(transport.recv()), monotonic()
+            self._moved += 1
             for event in events:
-                if isinstance(event, Ping):
-                    self._say(commands.PONG)
-                elif isinstance(event, Pong):
-                    self._pongs += 1
-                else:
-                    self._held.append((now, event))
+                self._take(event, now)
             self._bell.ring()
+            since_turn += len(events)
+            if since_turn > YIELD_EVERY:
+                since_turn = 0
+                turn()
+
+    def _take(self, event: Event, now: float) -> None:
+        if isinstance(event, Ping):
+            self._say(commands.PONG)
+        elif isinstance(event, Pong):
+            self._pongs += 1
+        elif isinstance(event, Msg) and event.sid not in self._plain:
+            if not self._echoes.take(event):
+                self._handed[event.sid] += 1
+                self._old.hand_on([event])
+        else:
+            self._held.append((now, event))
+            if isinstance(event, Msg):
+                self._bytes += len(event.data)
 
     def _guarded(self, run: Callable[[], None]) -> None:
         try:

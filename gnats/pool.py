@@ -129,6 +129,9 @@ class ServerPool:
     def begin_cycle(self) -> None:
         self._cycle += 1
 
+    def __contains__(self, server: object) -> bool:
+        return server in self._queue
+
     def next(self, *, ignore_limit: bool = False) -> PoolServer | None:
         """The server to try now, or None when this cycle has tried every eligible one."""
         for server in self._queue:

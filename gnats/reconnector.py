@@ -81,7 +81,7 @@ class Reconnector:
         self.last_error: Exception | None = None
         #: While a drain is under way: the state to come back to after a loss.
         self.drain_stage: ConnectionStatus | None = None
-        self.connects = self.disconnects = self.errors_received = 0
+        self.connects = self.moves = self.disconnects = self.errors_received = 0
         self._bell = Bell()
         self.seeker = Seeker(
             options,
@@ -369,7 +369,7 @@ class Reconnector:
                 self._subscriptions.to_keep,
                 self._bell,
                 lambda: self.is_closing,
-                lambda: self.drain_stage is not None,
+                lambda: self.drain_stage is not None or server not in self._pool,
                 self._options.no_echo,
             )
             opened.early = move.run()
@@ -396,6 +396,7 @@ class Reconnector:
         self._restores.take_over(opened.info, move, opened.early)
         self._outbox.link()
         self.connects += 1
+        self.moves += 1
         move.follow(session)
         session.start()
         if self._pool.discover(opened.info.connect_urls):

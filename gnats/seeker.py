@@ -28,6 +28,9 @@ KILL_TIMEOUT = 1.0  # seconds, for a user's callable that resists
 # Seconds before a server that has failed is dialled again, though select_server_cb asks for none:
 # a refused dial takes microseconds, and would keep the process from everything else.
 LEAST_PAUSE = 0.01
+# Seconds that a server in lame duck mode is stayed with at most: it waits ten, by default, before
+# it puts the first client out.
+LONGEST_STAY = 5.0
 
 ConnectFields = Callable[[ServerURL, ServerInfo], "dict[str, Any]"]
 
@@ -136,7 +139,8 @@ class Seeker:
 
     def spread(self) -> float:
         """Seconds, at random: many clients leave one server, and shall not arrive at once."""
-        return random.uniform(0.0, self._options.reconnect.reconnect_wait + self._jitter)
+        most = self._options.reconnect.reconnect_wait + self._jitter
+        return random.uniform(0.0, min(most, LONGEST_STAY))
 
     # -- one attempt ---------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class Seeker:
         if self._tired:
             least = self._options.reconnect.reconnect_wait
         self._wait(Deadline(max(float(choice[1]), least)))
-        return server
+        return server if server in self._pool else None  # set_servers() may have come in between
 
     def _wait(self, deadline: Deadline) -> None:
         while not deadline.expired and not self._is_closing() and not self._hurried:

@@ -270,6 +270,11 @@ class Session:
         self._reader.tap = see
         self._flusher.tap = written
 
+    @property
+    def progress(self) -> object:
+        """Another value whenever bytes have moved."""
+        return self._reader.chunks, self._buffer.batches, self._buffer.offset
+
     def hand_on(self, events: Iterable[Event]) -> None:
         """Take *events* as if they had been read. Never switches."""
         self._reader.hand_on(events)

@@ -417,7 +417,7 @@ def test_a_next_server_that_fails_harms_nothing(
 def test_an_old_server_that_does_not_answer_is_left_as_lost(
     fake_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gnats.move.PATIENCE", 0.3)
+    monkeypatch.setattr("gnats.move.FAREWELL", 0.3)
 
     def deaf(client: FakeClient) -> None:
         client.handshake()
