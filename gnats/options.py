@@ -397,12 +397,15 @@ def _check_ws_headers(headers: object) -> None:
             raise OptionTypeError(name, f"the value of {key!r:.40} must be a str or a list of them")
         if not isinstance(key, str) or not _TOKEN.fullmatch(key):
             raise OptionError(name, f"{key!r:.40} is no name of an HTTP header")
+        if key.lower() in _OWN_HEADERS or key.lower().startswith("sec-websocket-"):
+            raise OptionError(name, f"{key!r:.40} is set by the handshake itself")
         if any(not _HEADER_VALUE.fullmatch(value) for value in each):
             raise OptionError(name, f"the value of {key!r:.40} holds what HTTP does not allow")
 
 
 # Source: RFC 9110, 5.1 and 5.5.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OWN_HEADERS = ("host", "connection", "upgrade", "content-length", "transfer-encoding")
 _HEADER_VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
 
 

@@ -29,6 +29,7 @@ from .errors import (
     WriteStalledError,
 )
 from .options import ConnectionOptions, TLSOptions
+from .waiting import turn
 from .websocket import WebSocket
 
 logger = logging.getLogger("gnats")
@@ -279,11 +280,11 @@ class TLSTransport(_Sending):
         *data* in it. Switches while the kernel takes none. Raises as Transport.send does."""
         part = data[:_RECORD]
         try:
-            self._tls.write(part)
+            size = self._tls.write(part)
         except ssl.SSLError as exc:
             raise _translate_tls(exc) from exc
         self._flush()
-        return len(part)
+        return int(size)
 
     def close(self) -> None:
         """Close at once, without a TLS goodbye. Never raises, never switches."""
@@ -329,6 +330,7 @@ class WebSocketTransport(_Sending):
         self._below = below
         self._websocket = websocket
         self._early = b""
+        self._owing = False  # it was said that the server must be answered
         self.in_doubt = 0
         self.on_owing: Callable[[], None] = _nothing
 
@@ -344,20 +346,30 @@ class WebSocketTransport(_Sending):
         """The next bytes; switches until there are some. Raises UnexpectedEOF, TransportError,
         ProtocolError."""
         data, self._early = self._early, b""
+        websocket = self._websocket
         while not data:
-            self._websocket.check()
-            data = self._websocket.feed(self._below.recv())
-            if self._websocket.owes_reply:
+            websocket.check()
+            data = websocket.feed(b"" if websocket.has_more else self._below.recv())
+            if websocket.owes_reply and not self._owing:
+                self._owing = True
                 self.on_owing()
+            if not data:
+                turn()  # frames that hold nothing, one behind the other, would keep it from turning
         return data
 
     def send(self, data: memoryview) -> int:
         """Hand one frame to the kernel, whole; returns the bytes of *data* in it. Switches while
         the kernel takes none. Raises as Transport.send does."""
         part = data[:_FRAME]
-        frame = self._websocket.frame(bytes(part))
-        self.in_doubt = len(part)
-        self._below.send_all(frame)
+        frame, lead = self._websocket.frame(bytes(part))
+        self._owing = False
+        left, taken = memoryview(frame), 0
+        while left:
+            size = self._below.send(left)
+            left, taken = left[size:], taken + size
+            # What is masked can be read byte by byte as it comes; what is compressed, who knows.
+            if taken > lead:
+                self.in_doubt = len(part) if self._websocket.compresses else taken - lead
         self.in_doubt = 0
         return len(part)
 

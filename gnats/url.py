@@ -107,6 +107,8 @@ def parse_url(text: str) -> ServerURL:
     if port == 0 or not _PORT.fullmatch(parts.netloc.rpartition("@")[2]):
         raise BadURLError(f"{shown}: the port must be 1 to 65535")
     path = "" if parts.path == "/" else parts.path
+    if not path.isascii():
+        raise BadURLError(f"{shown}: the path of a WebSocket must be ASCII")
     if parts.query or parts.fragment or (path and not parts.scheme.startswith("ws")):
         raise BadURLError(f"{shown}: nothing may follow the port")
     user, password, token = _credentials(parts.username, parts.password)

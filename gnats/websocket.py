@@ -16,6 +16,17 @@ from .url import ServerURL
 
 HeaderLines = Mapping[str, "str | list[str]"]
 
+# Compressed bytes that are inflated in one step: at most a thousand times as many come of them.
+SLICE = 1024
+# What one ``feed`` returns at most, give or take a slice, and how many frames it looks at: neither
+# a bomb nor a flood of empty frames keeps the process busy for long, or takes its memory.
+MOST_HELD = 1024 * 1024
+MOST_EVENTS = 1000
+
+
+# What wsproto and h11 raise over an answer that they did not foresee.
+_BROKEN = (ValueError, IndexError, KeyError, TypeError, AssertionError)
+
 
 class WebSocket:
     """The client's side of one WebSocket. Never switches."""
@@ -28,7 +39,11 @@ class WebSocket:
         self._compression = compression
         self._replies = b""
         self._end: Error | None = None
-        self._compresses = False  # both sides agreed to
+        self._unfed = b""
+        #: Whether both sides agreed to compress.
+        self.compresses = False
+        #: Whether ``feed(b"")`` may have more to return.
+        self.has_more = False
         self.is_open = False
 
     def request(self) -> bytes:
@@ -48,21 +63,42 @@ class WebSocket:
             extensions=extensions,
             extra_headers=self._header_lines(),
         )
-        return bytes(self._connection.send(request))
+        return self._send(request)
 
     def feed(self, data: bytes) -> bytes:
-        """Take the server's bytes; return what its frames held. What ends the WebSocket is raised
-        by ``check``, once what came before it has been read."""
+        """Take the server's bytes; return what its frames held, or a part of it when ``has_more``
+        is set. What ends the WebSocket is raised by ``check``, once what came before it has been
+        read."""
         held: list[bytes | bytearray] = []
+        self.has_more = False
         try:
-            self._connection.receive_data(data)
-            for event in self._connection.events():
-                self._on_event(event, held)
-        except self._wsproto.utilities.RemoteProtocolError as exc:
-            self._end = ProtocolError(f"the server broke the WebSocket protocol: {exc}")
+            self._take(data, held)
         except Error as exc:
             self._end = exc
+        except self._wsproto.utilities.RemoteProtocolError as exc:
+            self._end = ProtocolError(f"the server broke the WebSocket protocol: {exc}")
+        except (*_BROKEN, self._wsproto.utilities.LocalProtocolError):
+            self._end = ProtocolError("the server broke the WebSocket protocol")
         return b"".join(held)
+
+    def _take(self, data: bytes, held: list[bytes | bytearray]) -> None:
+        left, self._unfed = self._unfed + data, b""
+        size = count = 0
+        while True:
+            step = SLICE if self.compresses else len(left)
+            if left:
+                self._connection.receive_data(left[:step])
+                left = left[step:]
+            for event in self._connection.events():
+                before = len(held)
+                self._on_event(event, held)
+                count += 1
+                size += sum(map(len, held[before:]))
+                if count >= MOST_EVENTS or size >= MOST_HELD:
+                    self.has_more, self._unfed = True, left
+                    return
+            if not left:
+                return
 
     def check(self) -> None:
         """Raise TransportError when the server refused the upgrade, UnexpectedEOF when it said
@@ -70,13 +106,15 @@ class WebSocket:
         if self._end is not None:
             raise self._end
 
-    def frame(self, data: bytes) -> bytes:
-        """*data* as one binary frame, masked, behind what the server must be answered."""
+    def frame(self, data: bytes) -> tuple[bytes, int]:
+        """*data* as one binary frame, masked, behind what the server must be answered; and how many
+        bytes stand before the first that holds anything of *data*. Raises what ``check`` does."""
+        self.check()
         replies, self._replies = self._replies, b""
-        if self._compresses:
-            message = self._wsproto.events.BytesMessage(data=data)
-            return replies + bytes(self._connection.send(message))
-        return replies + masked_frame(data, os.urandom(4))
+        if self.compresses:
+            return replies + self._send(self._wsproto.events.BytesMessage(data=data)), len(replies)
+        frame = replies + masked_frame(data, os.urandom(4))
+        return frame, len(frame) - len(data)
 
     @property
     def owes_reply(self) -> bool:
@@ -92,17 +130,32 @@ class WebSocket:
         elif isinstance(event, events.TextMessage):
             held.append(event.data.encode())
         elif isinstance(event, events.AcceptConnection):
+            # One named twice would inflate everything twice.
+            if len(event.extensions) > 1:
+                raise ProtocolError("the server accepted more WebSocket extensions than one")
             self.is_open = True
-            self._compresses = bool(event.extensions)
+            self.compresses = bool(event.extensions)
         elif isinstance(event, events.Ping):
             if len(self._replies) < 1000:  # a server that asks and never reads heaps up nothing
-                self._replies += bytes(self._connection.send(event.response()))
+                self._replies += self._send(event.response())
         elif isinstance(event, events.CloseConnection):
+            # A frame that cannot be read is told in the same way, but leaves the state as it was.
+            if self._connection.state is self._wsproto.connection.ConnectionState.OPEN:
+                raise ProtocolError(f"the server broke the WebSocket protocol: {event.reason}")
             raise UnexpectedEOF(
                 f"the server closed the WebSocket ({event.code} {event.reason or ''})"
             )
         elif isinstance(event, events.RejectConnection):
             raise TransportError(f"the server refused the WebSocket: HTTP {event.status_code}")
+
+    def _send(self, event: Any) -> bytes:
+        """The bytes of *event*. An error of wsproto's quotes the event, and so a password: it is
+        not shown."""
+        try:
+            return bytes(self._connection.send(event))
+        except self._wsproto.utilities.LocalProtocolError:
+            pass
+        raise ProtocolError("the WebSocket cannot carry this any more")
 
     def _header_lines(self) -> list[tuple[bytes, bytes]]:
         lines = []
@@ -134,6 +187,7 @@ def _wsproto() -> Any:
     # Imported when the first WebSocket is dialled: nobody else shall pay for it, or need it.
     try:
         import wsproto
+        import wsproto.connection
         import wsproto.extensions
         import wsproto.utilities
     except ImportError as exc:

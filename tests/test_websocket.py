@@ -1,0 +1,293 @@
+"""WebSocket framing, against wsproto's server side and against bytes that no server should send."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import gevent
+import pytest
+import wsproto
+import wsproto.extensions
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, TextMessage
+
+import gnats
+from gnats.errors import (
+    BadURLError,
+    NoServersError,
+    OptionError,
+    ProtocolError,
+    TransportError,
+    UnexpectedEOF,
+)
+from gnats.testing import FakeClient, wait_until
+from gnats.transport import WebSocketTransport
+from gnats.url import parse_url
+from gnats.websocket import MOST_EVENTS, MOST_HELD, WebSocket, masked_frame
+
+URL = parse_url("ws://h:1/path")
+
+
+class Pair:
+    """Our side, and a server's that has accepted it."""
+
+    def __init__(self, compression: bool = False) -> None:
+        self.ours = WebSocket(URL, None, compression)
+        self.server = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        self.server.receive_data(self.ours.request())
+        list(self.server.events())
+        extensions = [wsproto.extensions.PerMessageDeflate()] if compression else []
+        self.ours.feed(self.server.send(AcceptConnection(extensions=extensions)))
+        assert self.ours.is_open
+
+    def read(self, *events: Any) -> bytes:
+        return self.ours.feed(b"".join(self.server.send(event) for event in events))
+
+    def read_out(self, data: bytes) -> bytes:
+        """All that comes of *data*, in pieces."""
+        out = [self.ours.feed(data)]
+        while self.ours.has_more:
+            out.append(self.ours.feed(b""))
+        assert max(map(len, out)) <= 3 * MOST_HELD
+        return b"".join(out)
+
+
+def accept(headers: str) -> WebSocket:
+    """A handshake that is answered with these *headers* besides the proper ones."""
+    ours = WebSocket(URL, None, True)
+    server = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+    server.receive_data(ours.request())
+    list(server.events())
+    answer = bytes(server.send(AcceptConnection()))
+    ours.feed(answer[:-2] + headers.encode("utf-8") + b"\r\n\r\n")
+    return ours
+
+
+# -- both ways -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 1000, 65535, 65536, 200_000])
+def test_there_and_back(compression: bool, size: int) -> None:
+    pair = Pair(compression)
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    pair.server.receive_data(pair.ours.frame(data)[0])
+    assert b"".join(event.data for event in pair.server.events()) == data
+    assert pair.read_out(bytes(pair.server.send(BytesMessage(data=data)))) == data
+
+
+@pytest.mark.parametrize("compression", [False, True])
+def test_byte_by_byte_and_cut_anywhere(compression: bool) -> None:
+    pair = Pair(compression)
+    first = BytesMessage(data=b"one", message_finished=False)
+    ping = Ping(payload=b"in between")
+    # wsproto takes a compressed message that a control frame stands in for one that is not.
+    events = [
+        *([ping, first] if compression else [first, ping]),
+        BytesMessage(data=b"two"),
+        TextMessage(data="three"),
+        CloseConnection(code=1001, reason="bye"),
+    ]
+    wire = b"".join(bytes(pair.server.send(event)) for event in events)
+    got = b""
+    for byte in wire:
+        pair.ours.check()
+        got += pair.ours.feed(bytes([byte]))
+    assert got == b"onetwothree"
+    with pytest.raises(UnexpectedEOF, match="1001 bye"):
+        pair.ours.check()
+
+
+def test_a_ping_is_answered_in_front_of_the_next_frame() -> None:
+    pair = Pair()
+    pair.read(Ping(payload=b"are you there"))
+    assert pair.ours.owes_reply
+    frame, lead = pair.ours.frame(b"data")
+    assert not pair.ours.owes_reply
+    pair.server.receive_data(frame)
+    pong, message = pair.server.events()
+    assert (bytes(pong.payload), bytes(message.data)) == (b"are you there", b"data")
+    assert lead == len(frame) - 4
+
+
+# -- what a server should not do -----------------------------------------------------------------
+
+
+def test_behind_its_goodbye_nothing_is_sent_and_no_secret_told() -> None:
+    """INFO and a CLOSE in one segment: CONNECT must not be quoted by an error."""
+    pair = Pair(compression=True)
+    assert (
+        pair.read(BytesMessage(data=b"INFO {}\r\n"), CloseConnection(code=1001)) == b"INFO {}\r\n"
+    )
+    with pytest.raises(UnexpectedEOF) as caught:
+        pair.ours.frame(b'CONNECT {"pass":"s3cret"}\r\n')
+    assert "s3cret" not in repr(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Sec-WebSocket-Extensions: permessage-deflate, permessage-deflate",
+        "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=99",
+        "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits",
+        "Sec-WebSocket-Extensions: permessage-déflate",
+        "Sec-WebSocket-Extensions: something-else",
+        "Sec-WebSocket-Protocol: unasked",
+    ],
+)
+def test_a_handshake_that_is_not_right(headers: str) -> None:
+    ours = accept(headers)
+    with pytest.raises((ProtocolError, TransportError)):
+        ours.check()
+    assert not ours.is_open
+
+
+def test_a_bomb_comes_in_pieces() -> None:
+    pair = Pair(compression=True)
+    size = 60_000_000
+    packer = zlib.compressobj(wbits=-15)
+    payload = packer.compress(bytes(size)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    wire = struct.pack("!BBH", 0xC2, 126, len(payload) - 4) + payload[:-4]
+    assert len(wire) < 65536
+    taken = len(pair.ours.feed(wire))
+    pieces = 1
+    while pair.ours.has_more:
+        piece = pair.ours.feed(b"")
+        assert len(piece) <= 3 * MOST_HELD
+        taken += len(piece)
+        pieces += 1
+    assert taken == size
+    assert pieces > 10
+
+
+def test_a_flood_of_empty_frames_is_taken_in_steps() -> None:
+    pair = Pair()
+    wire = b"\x82\x00" * (3 * MOST_EVENTS + 1) + b"\x82\x01x"
+    assert pair.ours.feed(wire) == b""
+    steps = 0
+    out = b""
+    while pair.ours.has_more:
+        out += pair.ours.feed(b"")
+        steps += 1
+    assert (out, steps) == (b"x", 3)
+
+
+def test_a_frame_that_breaks_the_protocol_is_no_goodbye() -> None:
+    pair = Pair()
+    assert pair.ours.feed(b"\x82\x01a\xf2\x00") == b"a"
+    with pytest.raises(ProtocolError):
+        pair.ours.check()
+
+
+def test_what_a_user_may_not_set() -> None:
+    for name in ("Host", "connection", "UPGRADE", "Content-Length", "Sec-WebSocket-Key"):
+        with pytest.raises(OptionError, match="handshake"):
+            gnats.ConnectionOptions(ws_connection_headers={name: "x"})
+    with pytest.raises(BadURLError, match="ASCII") as caught:
+        parse_url("ws://u:s3cret@h/é")
+    assert "s3cret" not in str(caught.value)
+
+
+# -- what a failing write leaves in doubt --------------------------------------------------------
+
+
+class Below:
+    """A link that takes so many bytes, in pieces, and then fails."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def send(self, data: memoryview) -> int:
+        if not self.left:
+            raise TransportError("gone")
+        size = min(len(data), self.left, 300)
+        self.left -= size
+        return size
+
+
+@pytest.mark.parametrize(
+    ("taken", "compression", "doubt"),
+    [
+        (0, False, 0),
+        (8, False, 0),  # two bytes of head, two of size, four of mask
+        (9, False, 1),
+        (700, False, 692),
+        (0, True, 0),
+        (1, True, 1000),
+    ],
+)
+def test_only_what_may_have_been_read_is_in_doubt(
+    taken: int, compression: bool, doubt: int
+) -> None:
+    link = WebSocketTransport(Below(taken), Pair(compression).ours)  # type: ignore[arg-type]
+    with pytest.raises(TransportError):
+        link.send(memoryview(bytes(range(250)) * 4))
+    assert link.in_doubt == doubt
+
+
+def test_masking_is_its_own_inverse() -> None:
+    masked = masked_frame(b"abcde", b"\1\2\3\4")[6:]
+    assert bytes(a ^ b for a, b in zip(masked, b"\1\2\3\4\1")) == b"abcde"
+
+
+# -- over a socket -------------------------------------------------------------------------------
+
+
+def upgrade(client: FakeClient, extensions: bool = False) -> wsproto.WSConnection:
+    """Take the upgrade as a server does."""
+    server = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += client.read_exactly(1)
+    server.receive_data(request)
+    list(server.events())
+    offered = [wsproto.extensions.PerMessageDeflate()] if extensions else []
+    client.send(bytes(server.send(AcceptConnection(extensions=offered))))
+    return server
+
+
+INFO = b'INFO {"server_id":"x","version":"2.10.0","proto":1,"max_payload":1000,"headers":true}\r\n'
+
+
+@pytest.mark.parametrize("extensions", [False, True], ids=["plain", "compressed"])
+def test_a_server_that_says_goodbye_behind_info(fake_server: Any, extensions: bool) -> None:
+    def shut(client: FakeClient) -> None:
+        server = upgrade(client, extensions)
+        client.send(server.send(BytesMessage(data=INFO)) + server.send(CloseConnection(code=1001)))
+
+    server = fake_server(shut, strict=False)
+    with pytest.raises(NoServersError) as caught:
+        gnats.connect(server.url.replace("nats:", "ws:"), user="u", password="s3cret")
+    (failure,) = caught.value.failures.values()
+    assert isinstance(failure, UnexpectedEOF)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_many_pings_of_a_server_that_does_not_read(fake_server: Any) -> None:
+    def asking(client: FakeClient) -> None:
+        server = upgrade(client)
+        client.send(bytes(server.send(BytesMessage(data=INFO))))
+        data = b""
+        while b"PING\r\n" not in data:
+            server.receive_data(client.read_exactly(1))
+            data += b"".join(event.data for event in server.events())
+        client.send(bytes(server.send(BytesMessage(data=b"PONG\r\n"))))
+        ready.set()
+        for _ in range(300):
+            client.send(bytes(server.send(Ping(payload=b"x" * 100))))
+            gevent.sleep(0)
+        client.stall()
+
+    ready = gevent.event.Event()
+    server = fake_server(asking, strict=False)
+    conn = gnats.connect(server.url.replace("nats:", "ws:"), max_pings_out=10)
+    assert ready.wait(5)
+    conn.publish("s", b"x" * 1000)
+    for _ in range(6000):  # more than the kernel takes
+        conn.publish("s", b"x" * 1000) if conn.stats.buffered_bytes < 500_000 else gevent.sleep(0)
+    wait_until(lambda: conn.stats.pings_sent >= 1)
+    gevent.sleep(0.1)
+    assert conn.stats.pings_sent <= 12
+    conn.close()
