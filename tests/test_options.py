@@ -71,6 +71,7 @@ FIELDS = {
     "reconnect_buf_size": Field("reconnect", 8 * MIB, number(0)),
     "custom_reconnect_delay_cb": Field("reconnect", None, CALLBACK),
     "lame_duck_move": Field("reconnect", True, BOOL),
+    "reconnect_after_fork": Field("reconnect", True, BOOL),
     "select_server_cb": Field("reconnect", None, CALLBACK),
     "replay_unconfirmed": Field("reconnect", False, BOOL),
     "retry_on_failed_connect": Field("reconnect", False, BOOL),
