@@ -41,8 +41,9 @@ def _in_child() -> None:
     if any(heir.is_at_home for heir in heirs):
         # The loop shares its epoll set with the parent's until it is told of the fork: what is
         # closed here would be taken off there. gevent.os.fork does the same, a little later;
-        # twice does no harm.
-        gevent.reinit()
+        # twice does no harm. Not gevent.reinit(): that clears the thread pool away as well, which
+        # libuv does not bear here, and which the loop sees to by itself when it runs.
+        gevent.get_hub().loop.reinit()
     transport.close_all()
     for heir in heirs:
         heir.after_fork()

@@ -20,7 +20,7 @@ HeaderLines = Mapping[str, "str | list[str]"]
 SLICE = 1024
 # What one ``feed`` returns at most, give or take a slice, and how many frames it looks at: neither
 # a bomb nor a flood of empty frames keeps the process busy for long, or takes its memory.
-MOST_HELD = 1024 * 1024
+MOST_HELD = 256 * 1024
 MOST_EVENTS = 1000
 
 
