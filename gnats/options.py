@@ -208,9 +208,17 @@ class ConnectionOptions:
         _check_credentials(self)
         _check_tls(self)
         _check_ws_headers(self.ws_connection_headers)
+        if self.ws_connection_headers is not None:
+            own = {  # a copy: what was checked is what is sent
+                name: values if isinstance(values, str) else list(values)
+                for name, values in self.ws_connection_headers.items()
+            }
+            object.__setattr__(self, "ws_connection_headers", own)
         _bools(self, "ws_compression")
         _seconds(self, "tcp_keepalive", "tcp_user_timeout", optional=True, positive=True)
         _callables(self, "dialer")
+        _at_most(self, "tcp_keepalive", 32_767.0)  # the kernel's own limits
+        _at_most(self, "tcp_user_timeout", 2_147_483.0)
         _check_local_addr(self.local_addr)
         _check_inbox_prefix(self.inbox_prefix)
 
@@ -218,7 +226,7 @@ class ConnectionOptions:
         servers = parse_servers(self.servers) if self.servers is not None else []
         if any(url.has_credentials for url in servers):
             raise TypeError("ConnectionOptions holds a secret (servers) and is not pickled")
-        return _refuse_pickle(self, *_SECRETS, *_FILES)
+        return _refuse_pickle(self, *_SECRETS, *_FILES, "ws_connection_headers")
 
     def __copy__(self) -> ConnectionOptions:
         return self  # frozen
@@ -406,7 +414,7 @@ def _check_ws_headers(headers: object) -> None:
 # Source: RFC 9110, 5.1 and 5.5.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS = ("host", "connection", "upgrade", "content-length", "transfer-encoding")
-_HEADER_VALUE = re.compile("[\t\x20-\x7e\x80-\xff]*")
+_HEADER_VALUE = re.compile("(?![\t ])[\t\x20-\x7e\x80-\xff]*(?<![\t ])")
 
 
 def _check_local_addr(address: object) -> None:
@@ -420,6 +428,14 @@ def _check_local_addr(address: object) -> None:
         or not isinstance(address[1], int)
     ):
         raise OptionTypeError("local_addr", f"(address, port) is needed, not {address!r:.40}")
+    if not 0 <= address[1] <= 65535:
+        raise OptionError("local_addr", f"the port must be 0 to 65535, not {address[1]}")
+
+
+def _at_most(options: Any, name: str, most: float) -> None:
+    value = getattr(options, name)
+    if value is not None and value > most:
+        raise OptionError(name, f"it must be at most {most:.0f} seconds, not {value}")
 
 
 def _refuse_pickle(options: Any, *names: str) -> Any:

@@ -15,7 +15,7 @@ from gevent import Greenlet
 
 from .backoff import Deadline
 from .buffer import OutboundBuffer
-from .errors import Error, TimeoutError
+from .errors import Error, SecureConnWantedError, TimeoutError
 from .flusher import Flusher
 from .handshake import ConnectFields, Handshake
 from .info import ServerInfo
@@ -140,11 +140,15 @@ class Opening:
 
     def run(self, deadline: Deadline) -> Opened:
         url = self._url
+        first = bool(self._options.tls_handshake_first) or url.scheme == "wss"
+        if self._tls and url.scheme == "ws" and not first:
+            raise SecureConnWantedError(
+                "TLS is wanted, and ws:// has none: use wss://; nothing was sent in clear"
+            )
         if self._tls:
             self._context = make_context(self._options.tls)  # a file that is missing is told first
         transport = dial(url.host, url.port, self._options, deadline)
         self._link = transport
-        first = bool(self._options.tls_handshake_first) or url.scheme == "wss"
         if first:
             self._link = self._secured(transport)
         if url.is_websocket:
@@ -181,6 +185,7 @@ class Opening:
     def _secured(self, transport: Transport) -> TLSTransport:
         options = self._options
         hostname = options.tls_hostname or self._url.tls_name or self._url.host
+        hostname = hostname.rstrip(".")  # of a name in full, certificates do not have it
         context = self._context or make_context(options.tls)
         link = TLSTransport(transport, context, hostname)
         link.shake_hands()

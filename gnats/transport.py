@@ -332,7 +332,18 @@ class WebSocketTransport(_Sending):
         self._early = b""
         self._owing = False  # it was said that the server must be answered
         self.in_doubt = 0
-        self.on_owing: Callable[[], None] = _nothing
+        self._on_owing: Callable[[], None] = _nothing
+
+    @property
+    def on_owing(self) -> Callable[[], None]:
+        return self._on_owing
+
+    @on_owing.setter
+    def on_owing(self, tell: Callable[[], None]) -> None:
+        self._on_owing = tell
+        if self._websocket.owes_reply:  # the server has asked during the handshake
+            self._owing = True
+            tell()
 
     def shake_hands(self) -> None:
         """The upgrade. Switches. Raises TransportError, ProtocolError, UnexpectedEOF."""
@@ -352,7 +363,7 @@ class WebSocketTransport(_Sending):
             data = websocket.feed(b"" if websocket.has_more else self._below.recv())
             if websocket.owes_reply and not self._owing:
                 self._owing = True
-                self.on_owing()
+                self._on_owing()
             if not data:
                 turn()  # frames that hold nothing, one behind the other, would keep it from turning
         return data
@@ -391,6 +402,7 @@ def make_context(tls: Any) -> Any:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
     context.minimum_version = versions[options.minimum_version]
+    context.options |= ssl.OP_NO_RENEGOTIATION  # TLS 1.2 only: a link has one reader, one writer
     if not options.verify:
         logger.warning(
             "gnats: TLS without verification: anybody on the way can read and change everything"

@@ -53,7 +53,7 @@ class WebSocket:
             # No context from one message to the next: it is what nats-server speaks, and it
             # bounds the memory of both sides.
             extensions.append(
-                self._wsproto.extensions.PerMessageDeflate(
+                _deflate(self._wsproto)(
                     client_no_context_takeover=True, server_no_context_takeover=True
                 )
             )
@@ -63,7 +63,11 @@ class WebSocket:
             extensions=extensions,
             extra_headers=self._header_lines(),
         )
-        return self._send(request)
+        try:
+            return self._send(request)
+        except (*_BROKEN, _h11().LocalProtocolError):
+            pass  # its words may quote a header, and so a secret
+        raise ProtocolError("the upgrade request cannot be made of this host, path and headers")
 
     def feed(self, data: bytes) -> bytes:
         """Take the server's bytes; return what its frames held, or a part of it when ``has_more``
@@ -136,14 +140,14 @@ class WebSocket:
             self.is_open = True
             self.compresses = bool(event.extensions)
         elif isinstance(event, events.Ping):
-            if len(self._replies) < 1000:  # a server that asks and never reads heaps up nothing
-                self._replies += self._send(event.response())
+            # Only the last is answered (RFC 6455, 5.5.3): one who never reads heaps up nothing.
+            self._replies = self._send(event.response())
         elif isinstance(event, events.CloseConnection):
             # A frame that cannot be read is told in the same way, but leaves the state as it was.
             if self._connection.state is self._wsproto.connection.ConnectionState.OPEN:
                 raise ProtocolError(f"the server broke the WebSocket protocol: {event.reason}")
             raise UnexpectedEOF(
-                f"the server closed the WebSocket ({event.code} {event.reason or ''})"
+                f"the server closed the WebSocket ({event.code} {event.reason or ''!r})"
             )
         elif isinstance(event, events.RejectConnection):
             raise TransportError(f"the server refused the WebSocket: HTTP {event.status_code}")
@@ -183,6 +187,20 @@ def masked_frame(data: bytes, key: bytes) -> bytes:
     return b"".join((head, key, masked.to_bytes(size, "little")))
 
 
+def _deflate(wsproto: Any) -> Any:
+    """wsproto's permessage-deflate, which takes a control frame between two frames of a compressed
+    message for the message's end."""
+
+    class Deflate(wsproto.extensions.PerMessageDeflate):  # type: ignore[misc]
+        def frame_inbound_complete(self, proto: Any, fin: bool) -> Any:
+            is_control = not getattr(self, "_inbound_is_compressible", True)
+            if is_control and getattr(self, "_inbound_compressed", None):
+                return None
+            return super().frame_inbound_complete(proto, fin)
+
+    return Deflate
+
+
 def _wsproto() -> Any:
     # Imported when the first WebSocket is dialled: nobody else shall pay for it, or need it.
     try:
@@ -193,6 +211,12 @@ def _wsproto() -> Any:
     except ImportError as exc:
         raise MissingExtraError("a WebSocket (ws:// or wss://)", "websocket") from exc
     return wsproto
+
+
+def _h11() -> Any:
+    import h11  # comes with wsproto
+
+    return h11
 
 
 def require() -> None:

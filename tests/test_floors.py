@@ -51,7 +51,7 @@ BESIDE = ["testing", "cli", "wsgi", "contrib"]
 SOCKETS = {"socket", "_socket", "ssl", "_ssl", "gevent.socket", "gevent.ssl", "gevent._socket3"}
 SOCKET_USER = "transport"
 # Packages of an extra: imported when they are first needed, and in one place.
-OPTIONAL = {"auth": {"nkeys"}, "websocket": {"wsproto"}}
+OPTIONAL = {"auth": {"nkeys"}, "websocket": {"wsproto", "h11"}}
 # Patching is the application's affair; these would rely on it, or block every greenlet.
 NEVER = {"asyncio", "select", "selectors", "queue", "subprocess", "gevent.monkey", "importlib"}
 

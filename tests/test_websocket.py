@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zlib
 from typing import Any
@@ -10,7 +11,7 @@ import gevent
 import pytest
 import wsproto
 import wsproto.extensions
-from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 import gnats
 from gnats.errors import (
@@ -18,15 +19,17 @@ from gnats.errors import (
     NoServersError,
     OptionError,
     ProtocolError,
+    SecureConnWantedError,
     TransportError,
     UnexpectedEOF,
 )
 from gnats.testing import FakeClient, wait_until
 from gnats.transport import WebSocketTransport
 from gnats.url import parse_url
-from gnats.websocket import MOST_EVENTS, MOST_HELD, WebSocket, masked_frame
+from gnats.websocket import MOST_EVENTS, MOST_HELD, SLICE, WebSocket, masked_frame
 
 URL = parse_url("ws://h:1/path")
+MOST_PIECE = MOST_HELD + 1032 * SLICE  # deflate makes no more than that of a byte
 
 
 class Pair:
@@ -49,7 +52,7 @@ class Pair:
         out = [self.ours.feed(data)]
         while self.ours.has_more:
             out.append(self.ours.feed(b""))
-        assert max(map(len, out)) <= 3 * MOST_HELD
+        assert max(map(len, out)) <= MOST_PIECE
         return b"".join(out)
 
 
@@ -80,12 +83,11 @@ def test_there_and_back(compression: bool, size: int) -> None:
 @pytest.mark.parametrize("compression", [False, True])
 def test_byte_by_byte_and_cut_anywhere(compression: bool) -> None:
     pair = Pair(compression)
-    first = BytesMessage(data=b"one", message_finished=False)
-    ping = Ping(payload=b"in between")
-    # wsproto takes a compressed message that a control frame stands in for one that is not.
     events = [
-        *([ping, first] if compression else [first, ping]),
+        BytesMessage(data=b"one", message_finished=False),
+        Ping(payload=b"in between"),
         BytesMessage(data=b"two"),
+        Ping(payload=b"before"),
         TextMessage(data="three"),
         CloseConnection(code=1001, reason="bye"),
     ]
@@ -95,7 +97,7 @@ def test_byte_by_byte_and_cut_anywhere(compression: bool) -> None:
         pair.ours.check()
         got += pair.ours.feed(bytes([byte]))
     assert got == b"onetwothree"
-    with pytest.raises(UnexpectedEOF, match="1001 bye"):
+    with pytest.raises(UnexpectedEOF, match="1001 'bye'"):
         pair.ours.check()
 
 
@@ -155,7 +157,7 @@ def test_a_bomb_comes_in_pieces() -> None:
     pieces = 1
     while pair.ours.has_more:
         piece = pair.ours.feed(b"")
-        assert len(piece) <= 3 * MOST_HELD
+        assert len(piece) <= MOST_PIECE
         taken += len(piece)
         pieces += 1
     assert taken == size
@@ -179,6 +181,56 @@ def test_a_frame_that_breaks_the_protocol_is_no_goodbye() -> None:
     assert pair.ours.feed(b"\x82\x01a\xf2\x00") == b"a"
     with pytest.raises(ProtocolError):
         pair.ours.check()
+
+
+def test_only_the_last_ping_is_answered() -> None:
+    pair = Pair()
+    pair.read(*[Ping(payload=b"%d" % number) for number in range(20)])
+    pair.server.receive_data(pair.ours.frame(b"")[0])
+    pongs = [event for event in pair.server.events() if isinstance(event, Pong)]
+    assert [bytes(pong.payload) for pong in pongs] == [b"19"]
+
+
+def test_who_owes_a_reply_from_the_handshake_says_so_at_once() -> None:
+    pair = Pair()
+    pair.read(Ping(payload=b"x"))
+    told: list[int] = []
+    link = WebSocketTransport(Below(0), pair.ours)  # type: ignore[arg-type]
+    link.on_owing = lambda: told.append(1)
+    assert told == [1]
+
+
+def test_tls_over_a_scheme_that_has_none_is_refused_before_a_byte_is_sent(
+    fake_server: Any,
+) -> None:
+    server = fake_server(strict=False)
+    with pytest.raises(NoServersError) as caught:
+        gnats.connect(
+            server.url.replace("nats:", "ws:"),
+            tls=gnats.TLSOptions(),
+            ws_connection_headers={"Authorization": "Bearer s3cret"},
+        )
+    (failure,) = caught.value.failures.values()
+    assert isinstance(failure, SecureConnWantedError)
+    assert not server.clients
+
+
+def test_headers_are_copied_checked_and_not_pickled() -> None:
+    headers = {"Authorization": "Bearer s3cret"}
+    options = gnats.ConnectionOptions(ws_connection_headers=headers)
+    headers["Authorization"] = "x\r\ny"
+    assert options.ws_connection_headers == {"Authorization": "Bearer s3cret"}
+    with pytest.raises(TypeError):
+        pickle.dumps(options)
+    for value in (" x", "x ", "\tx", "x\n"):
+        with pytest.raises(OptionError) as caught:
+            gnats.ConnectionOptions(ws_connection_headers={"A": value})
+        assert "x" not in str(caught.value).replace("ws_connection_headers", "")
+
+
+def test_a_host_that_makes_no_request() -> None:
+    with pytest.raises(ProtocolError):
+        WebSocket(parse_url(f"ws://{'a' * 70}:1"), None, False).request()
 
 
 def test_what_a_user_may_not_set() -> None:
