@@ -18,12 +18,13 @@ from gnats.errors import (
     BadURLError,
     NoServersError,
     OptionError,
+    OutboundBufferLimitError,
     ProtocolError,
     SecureConnWantedError,
     TransportError,
     UnexpectedEOF,
 )
-from gnats.testing import FakeClient, wait_until
+from gnats.testing import FakeClient
 from gnats.transport import WebSocketTransport
 from gnats.url import parse_url
 from gnats.websocket import MOST_EVENTS, MOST_HELD, SLICE, WebSocket, masked_frame
@@ -326,20 +327,22 @@ def test_many_pings_of_a_server_that_does_not_read(fake_server: Any) -> None:
             server.receive_data(client.read_exactly(1))
             data += b"".join(event.data for event in server.events())
         client.send(bytes(server.send(BytesMessage(data=b"PONG\r\n"))))
-        ready.set()
+        full.wait(10)
         for _ in range(300):
             client.send(bytes(server.send(Ping(payload=b"x" * 100))))
             gevent.sleep(0)
+        asked.set()
         client.stall()
 
-    ready = gevent.event.Event()
+    full, asked = gevent.event.Event(), gevent.event.Event()
     server = fake_server(asking, strict=False)
-    conn = gnats.connect(server.url.replace("nats:", "ws:"), max_pings_out=10)
-    assert ready.wait(5)
-    conn.publish("s", b"x" * 1000)
-    for _ in range(6000):  # more than the kernel takes
-        conn.publish("s", b"x" * 1000) if conn.stats.buffered_bytes < 500_000 else gevent.sleep(0)
-    wait_until(lambda: conn.stats.pings_sent >= 1)
+    conn = gnats.connect(server.url.replace("nats:", "ws:"), max_pings_out=10, publish_timeout=0.2)
+    with pytest.raises(OutboundBufferLimitError):
+        while True:  # as much as the kernel takes, and as the high-water mark allows
+            conn.publish("s", b"x" * 1000)
+    before = conn.stats.pings_sent
+    full.set()
+    assert asked.wait(10)
     gevent.sleep(0.1)
-    assert conn.stats.pings_sent <= 12
+    assert conn.stats.pings_sent - before <= 2
     conn.close()
