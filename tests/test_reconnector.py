@@ -302,13 +302,17 @@ def attempt_times(
     return [attempts[index * size : (index + 1) * size] for index in range(cycles)]
 
 
+# Seconds by which a failure may be told late, so that the wait behind it looks shorter.
+TOLD_LATE = 0.03
+
+
 def waits(cycles: list[list[float]]) -> list[float]:
     return [after[0] - before[-1] for before, after in zip(cycles, cycles[1:])]
 
 
 def test_the_wait_is_flat_by_default(dead: list[str], fake_server: Any) -> None:
     cycles = attempt_times(fake_server(), dead, 4, reconnect_wait=0.2)
-    assert all(wait >= 0.19 for wait in waits(cycles)), waits(cycles)
+    assert all(wait >= 0.2 - TOLD_LATE for wait in waits(cycles)), waits(cycles)
     assert min(waits(cycles)) < 0.35  # it does not grow
     assert all(cycle[-1] - cycle[0] < 0.5 for cycle in cycles)  # and none within a cycle
 
@@ -316,7 +320,7 @@ def test_the_wait_is_flat_by_default(dead: list[str], fake_server: Any) -> None:
 def test_the_wait_doubles_when_asked_to(fake_server: Any) -> None:
     cycles = attempt_times(fake_server(), [], 6, reconnect_wait=0.05, reconnect_max_wait=0.3)
     for wait, least in zip(waits(cycles), [0.05, 0.1, 0.2, 0.3, 0.3]):
-        assert least * 0.95 <= wait < least + 0.45, waits(cycles)
+        assert least - TOLD_LATE <= wait < least + 0.45, waits(cycles)
 
 
 def test_the_wait_has_jitter(fake_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +332,7 @@ def test_the_wait_has_jitter(fake_server: Any, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("gnats.backoff.Backoff.delay.__defaults__", (highest,), raising=True)
     cycles = attempt_times(fake_server(), [], 3, reconnect_wait=0.02, reconnect_jitter=0.15)
-    assert all(wait >= 0.165 for wait in waits(cycles))
+    assert all(wait >= 0.17 - TOLD_LATE for wait in waits(cycles))
     assert set(asked) == {(0.0, 0.15)}
 
 
