@@ -53,8 +53,8 @@ def test_a_stopped_server_is_left_in_time(
     )
     sub = conn.subscribe("x")
     conn.flush()
-    two_servers[0].pause()
     began = monotonic()
+    two_servers[0].pause()
     wait_until(lambda: conn.stats.disconnects == 1, 10)
     took = monotonic() - began
     # The last sign may be nearly an interval old when the server stops.
