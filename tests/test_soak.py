@@ -20,8 +20,8 @@ FORGETFUL = "OutboundBuffer._kept = lambda self, whole: []"
 STUBBORN = """
 last = {}
 take, lost = OutboundBuffer.take, OutboundBuffer.lost
-def note(self):
-    data = take(self)
+def note(self, whole=False):
+    data = take(self, whole)
     last[id(self)] = [frame for frame in self._batch if is_message(frame)] or last.get(id(self), [])
     return data
 def again(self):
