@@ -224,7 +224,7 @@ def moved(conn, record, cluster):
     wait_until(lambda: "discovered_servers_cb" in record.callbacks, PATIENCE, "the second server")
     say("the first server leaves in good order (lame duck mode)")
     cluster[0].lame_duck()
-    wait_until(lambda: conn.connected_url.port == second.port, PATIENCE, "the move")
+    wait_until(lambda: str(conn.connected_url) == second.url, PATIENCE, "the move")
     say("now on the second server")
     publish(conn, record, "moved")
     await_delivery(conn, record)

@@ -545,7 +545,9 @@ def test_heartbeats_that_are_all_alike_are_all_delivered(fake_server: Any) -> No
 
 
 @pytest.mark.parametrize("who", ["conn", "sub"])
-def test_a_drain_in_a_move_loses_nothing_of_a_queue_group(who: str) -> None:
+def test_a_drain_in_a_move_loses_nothing_of_a_queue_group(
+    who: str, rng: random.Random
+) -> None:
     with NatsCluster(2, lame_duck_grace_period=10) as cluster:
         leaving = gnats.connect(cluster.urls, **{**FAST, "reconnect_wait": 0.0})
         staying = gnats.connect(cluster.urls[1])
@@ -568,7 +570,7 @@ def test_a_drain_in_a_move_loses_nothing_of_a_queue_group(who: str) -> None:
         cluster[0].lame_duck()
         # Where it strikes is up to the moment: in the listening, the joining, the parting.
         wait_until(lambda: cluster[1].connz()["num_connections"] >= 2, 10)
-        gevent.sleep(random.random() * 0.6)
+        gevent.sleep(rng.random() * 0.6)
         (leaving if who == "conn" else sub).drain(10)
         gevent.sleep(0.1)
         flood.kill()
