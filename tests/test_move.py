@@ -545,9 +545,7 @@ def test_heartbeats_that_are_all_alike_are_all_delivered(fake_server: Any) -> No
 
 
 @pytest.mark.parametrize("who", ["conn", "sub"])
-def test_a_drain_in_a_move_loses_nothing_of_a_queue_group(
-    who: str, rng: random.Random
-) -> None:
+def test_a_drain_in_a_move_loses_nothing_of_a_queue_group(who: str, rng: random.Random) -> None:
     with NatsCluster(2, lame_duck_grace_period=10) as cluster:
         leaving = gnats.connect(cluster.urls, **{**FAST, "reconnect_wait": 0.0})
         staying = gnats.connect(cluster.urls[1])
