@@ -7,6 +7,7 @@ from . import errors
 from ._version import __version__
 from .connection import Connection, connect
 from .headers import Headers
+from .health import Health
 from .info import ServerInfo
 from .message import Msg
 from .options import Callbacks, ConnectionOptions, ReconnectOptions, TLSOptions
@@ -21,6 +22,7 @@ __all__ = [
     "ConnectionOptions",
     "ConnectionStatus",
     "Headers",
+    "Health",
     "Msg",
     "ReconnectOptions",
     "ServerInfo",

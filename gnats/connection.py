@@ -36,6 +36,7 @@ from .errors import (
     TimeoutError,
 )
 from .headers import HeaderSource, encode_headers
+from .health import Health
 from .info import ServerInfo
 from .message import Msg, Payload, to_bytes
 from .nuid import NUID
@@ -56,7 +57,7 @@ from .subjects import (
     encode_reply,
     encode_subject,
 )
-from .subscription import Handler, Host, Subscription
+from .subscription import Around, Handler, Host, Subscription, enclose
 from .url import Servers, ServerURL, check_one_kind, parse_servers, parse_url
 from .waiting import check_timeout, in_hub, refuse_in_hub
 
@@ -356,6 +357,7 @@ class Connection:
         pending_msgs_limit: int | None = None,
         pending_bytes_limit: int | None = None,
         concurrency: int = 1,
+        around: Around | None = None,
     ) -> Subscription:
         """Subscribe, optionally in a *queue* group. Never switches.
 
@@ -363,7 +365,9 @@ class Connection:
         subscription, or up to *concurrency* at once without order; without, read it with
         ``next_msg`` or a ``for``. It ends by itself after *max_msgs* messages (0: never).
         Messages over the pending limits (messages, bytes) are dropped, counted and reported.
-        Raises BadSubjectError, OptionError, ConnectionClosedError, ConnectionDrainingError.
+        ``around(msg, handle)`` is called in the place of *cb* and calls ``handle()``, which calls
+        it; it stands inside of the option of the same name. Raises BadSubjectError, OptionError,
+        ConnectionClosedError, ConnectionDrainingError.
         """
         wire = encode_filter(subject)
         if queue != "":
@@ -371,6 +375,9 @@ class Connection:
         if cb is not None and not callable(cb):
             raise OptionError("cb", f"a callable is needed, not {type(cb).__name__}")
         options = self._options
+        if around is not None and not callable(around):
+            raise OptionError("around", f"a callable is needed, not {type(around).__name__}")
+        cb = enclose(enclose(cb, around), options.around)
         msgs_limit = (
             options.pending_msgs_limit if pending_msgs_limit is None else pending_msgs_limit
         )
@@ -689,6 +696,26 @@ class Connection:
             disconnects=life.disconnects,
             errors_received=life.errors_received,
             pings_sent=life.past_and_present("pings"),
+        )
+
+    def health(self) -> Health:
+        """How it is, in a few facts, for a probe or a page. Costs no network, never switches."""
+        life, buffer, error, url = (
+            self._reconnector,
+            self._buffer,
+            self._reconnector.last_error,
+            self.connected_url,
+        )
+        return Health(
+            status=self.status,
+            server=str(url) if url is not None else None,
+            since=life.since,
+            last_error=f"{type(error).__name__}: {error}" if error is not None else None,
+            rtt=life.session.pings.rtt if life.session is not None else None,
+            buffered=buffer.buffered,
+            buffered_bytes=buffer.held,
+            buffer_fill=self._outbox.fill,
+            outage=life.outage,
         )
 
     @property

@@ -156,6 +156,9 @@ class ConnectionOptions:
     publish_timeout: float | None = None
     pending_msgs_limit: int = 512 * 1024  #: per subscription
     pending_bytes_limit: int = 64 * 1024 * 1024  #: per subscription, bytes
+    #: ``around(msg, handle)``, in the place of every subscription's callback: it calls ``handle()``
+    #: once, and does what belongs before and after: tracing, closing old database connections.
+    around: Callable[[Any, Callable[[], Any]], Any] | None = None
 
     user: Secret = field(default=None, repr=False)
     password: Secret = field(default=None, repr=False)
@@ -203,6 +206,7 @@ class ConnectionOptions:
         _seconds(self, "publish_timeout", optional=True)
         _int(self, "max_pings_out", at_least=1)
         _int(self, "pending_msgs_limit", "pending_bytes_limit", at_least=1)
+        _callables(self, "around")
         _bools(self, "verbose", "pedantic", "no_echo")
         _instance(self, "name", str)
         _check_credentials(self)

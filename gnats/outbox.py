@@ -56,6 +56,12 @@ class Outbox:
     def linked(self) -> bool:
         return self._linked
 
+    @property
+    def fill(self) -> float:
+        """How full it is, 0 to 1: at 1 the next publish waits, or raises."""
+        limit = self._limit
+        return min(1.0, self.buffer.size / limit) if limit > 0 else 1.0
+
     def bytes_moved(self) -> None:
         """Bytes have been written, or confirmed: the first who waits may look again."""
         if self._waiting:

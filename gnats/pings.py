@@ -6,6 +6,7 @@ PINGs in order. Each PONG also tells the buffer that everything before its PING 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -22,8 +23,10 @@ class Pings:
     def __init__(self, buffer: OutboundBuffer, on_confirmed: Callable[[], None]) -> None:
         self._buffer = buffer
         self._on_confirmed = on_confirmed  # kept messages may have been let go: there is room
-        self._queue: deque[tuple[int, OnPong | None]] = deque()
+        self._queue: deque[tuple[int, float, OnPong | None]] = deque()
         self.sent = 0
+        #: Seconds that the last one took that was answered.
+        self.rtt: float | None = None
         self._lost = False
 
     def ping(self, on_pong: OnPong | None = None) -> None:
@@ -32,7 +35,7 @@ class Pings:
             if on_pong is not None:
                 on_pong(False)
             return
-        self._queue.append((self._buffer.position, on_pong))
+        self._queue.append((self._buffer.position, time.monotonic(), on_pong))
         self.sent += 1
         self._buffer.append_control(commands.PING)
 
@@ -40,7 +43,8 @@ class Pings:
         """A PONG came. One that nobody asked for is let go, as other clients do."""
         if not self._queue:
             return
-        position, on_pong = self._queue.popleft()
+        position, began, on_pong = self._queue.popleft()
+        self.rtt = time.monotonic() - began
         self._buffer.confirm(position)
         self._on_confirmed()
         if on_pong is not None:
@@ -50,6 +54,6 @@ class Pings:
         """The link is gone: tell everyone who waits."""
         self._lost = True
         queue, self._queue = self._queue, deque()
-        for _, on_pong in queue:
+        for _, _, on_pong in queue:
             if on_pong is not None:
                 on_pong(False)

@@ -12,6 +12,7 @@ touch a session. So nothing here needs a lock, and a late failure finds an old s
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from copy import copy
 
@@ -81,6 +82,9 @@ class Reconnector:
         self.last_error: Exception | None = None
         #: While a drain is under way: the state to come back to after a loss.
         self.drain_stage: ConnectionStatus | None = None
+        #: When the present status began: by the calendar, and by the clock that never jumps.
+        self.since = time.time()
+        self._since = time.monotonic()
         self.connects = self.moves = self.disconnects = self.errors_received = 0
         self._bell = Bell()
         self.seeker = Seeker(
@@ -210,6 +214,12 @@ class Reconnector:
     def failure(self) -> Exception | None:
         """Why the first connect failed, when it did."""
         return self._failure
+
+    @property
+    def outage(self) -> float:
+        """Seconds without a link until now, while one is sought."""
+        sought = self.status.current in (S.connecting, S.reconnecting)
+        return time.monotonic() - self._since if sought else 0.0
 
     def past_and_present(self, name: str) -> int:
         """A counter over all sessions."""
@@ -529,6 +539,7 @@ class Reconnector:
     # -- inside --------------------------------------------------------------------------
 
     def _moved(self, old: ConnectionStatus, new: ConnectionStatus) -> None:
+        self.since, self._since = time.time(), time.monotonic()
         self.status_changed.wake_all()
         for wanted, park in self._awaited:
             if new in (wanted, S.closed, S.disconnected):

@@ -66,7 +66,7 @@ def _forget_frames(error: BaseException | None) -> None:
 class Opened:
     """A link whose handshake is over: everything a session starts from."""
 
-    __slots__ = ("early", "info", "parser", "secure", "transport", "url")
+    __slots__ = ("early", "info", "parser", "rtt", "secure", "transport", "url")
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Opened:
         info: ServerInfo,
         early: list[Event],
         secure: bool = False,
+        rtt: float | None = None,
     ) -> None:
         self.url = url
         self.transport = transport
@@ -83,6 +84,7 @@ class Opened:
         self.info = info
         self.early = early
         self.secure = secure  # it is TLS
+        self.rtt = rtt  # seconds that the server took for its last answer
 
 
 def open_link(
@@ -155,6 +157,7 @@ class Opening:
             self._link = self._upgraded(self._link)
         parser = Parser()
         handshake = Handshake(parser, self._connect_fields, tls=self._tls, secured=first)
+        asked = time.monotonic()
         while not handshake.done:
             self.stage = f"waiting for the server's {handshake.stage}"
             out = handshake.feed(self._link.recv())
@@ -164,9 +167,11 @@ class Opening:
                 out = handshake.secured()
             if out:
                 self._link.send_all(out)
+                asked = time.monotonic()
         assert handshake.info is not None
         secure = first or handshake.used_tls
-        return Opened(self._url, self._link, parser, handshake.info, handshake.early, secure)
+        rtt = time.monotonic() - asked
+        return Opened(self._url, self._link, parser, handshake.info, handshake.early, secure, rtt)
 
     def abandon(self) -> None:
         """Close what there is. Never raises, never switches."""
@@ -214,6 +219,7 @@ class Session:
         self.generation = generation
         self.exit = ExitSignal(on_exit)
         self.pings = Pings(buffer, on_room)
+        self.pings.rtt = opened.rtt
         opened.transport.on_owing = self.pings.ping  # a frame of ours carries the answer
         self.restored = False  # all that the link had to be told first has left
         self.lame_duck = False

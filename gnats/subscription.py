@@ -34,10 +34,20 @@ from .message import Msg, Payload
 from .waiting import Line, check_timeout, refuse_in_hub, turn
 
 Handler = Callable[[Msg], Any]
+#: ``around(msg, handle)``: calls ``handle()``, once, with whatever is to be done before and after.
+Around = Callable[[Msg, Callable[[], Any]], Any]
 
 # A handler that only computes gives the loop back this often (seconds): a flood of messages
 # must not keep a web server in the same process from its requests.
 SLICE = 0.005
+
+
+def enclose(cb: Handler | None, around: Around | None) -> Handler | None:
+    """A handler that calls *around*, which calls *cb*."""
+    if cb is None or around is None:
+        return cb
+    inner, outer = cb, around
+    return lambda msg: outer(msg, lambda: inner(msg))
 
 
 class Host:

@@ -98,6 +98,7 @@ FIELDS = {
     "publish_timeout": Field("", None, OPTIONAL),
     "pending_msgs_limit": Field("", 512 * 1024, number(1)),
     "pending_bytes_limit": Field("", 64 * MIB, number(1)),
+    "around": Field("", None, CALLBACK),
     "user": Field("", None, SECRET),
     "password": Field("", None, SECRET),
     "token": Field("", None, SECRET),

@@ -852,3 +852,69 @@ def test_idle_subscriptions_hold_no_greenlet(conn: gnats.Connection, subject: st
     wait_until(lambda: living_greenlets() <= before)
     wait_until(lambda: all(sub._queue is None for sub in subs))
     assert all(sub.delivered == 1 for sub in subs)
+
+
+# -- what stands around a handler -----------------------------------------------------------------
+
+
+def test_around_stands_in_the_place_of_the_callback(conn: gnats.Connection, subject: str) -> None:
+    seen: list[Any] = []
+
+    def around(msg: gnats.Msg, handle: Callable[[], Any]) -> None:
+        seen.append("before")
+        seen.append(handle())
+        seen.append("after")
+
+    def handler(msg: gnats.Msg) -> bytes:
+        seen.append(msg.data)
+        return b"returned"
+
+    conn.subscribe(subject, cb=handler, around=around)
+    publish(conn, subject, 2)
+    wait_until(lambda: len(seen) == 8, timeout=5.0)
+    assert seen == ["before", b"0", b"returned", "after", "before", b"1", b"returned", "after"]
+
+
+def test_the_around_of_the_options_is_outermost(connect: Any, subject: str) -> None:
+    seen: list[str] = []
+
+    def named(name: str) -> Callable[..., None]:
+        def around(msg: gnats.Msg, handle: Callable[[], Any]) -> None:
+            seen.append(name)
+            handle()
+
+        return around
+
+    conn = connect(around=named("options"))
+    conn.subscribe(subject, cb=lambda msg: seen.append("handler"), around=named("subscription"))
+    unrelated = conn.subscribe(subject)  # read with next_msg: there is no callback
+    publish(conn, subject, 1)
+    wait_until(lambda: len(seen) == 3, timeout=5.0)
+    assert seen == ["options", "subscription", "handler"]
+    assert unrelated.next_msg().data == b"0"
+    assert len(seen) == 3
+
+
+def test_around_that_raises_is_told_as_a_handler(
+    conn: gnats.Connection, told: Told, subject: str
+) -> None:
+    handled: list[bytes] = []
+
+    def around(msg: gnats.Msg, handle: Callable[[], Any]) -> None:
+        if msg.data == b"0":
+            raise ValueError("no context")
+        handle()
+
+    conn.subscribe(subject, cb=lambda msg: handled.append(msg.data), around=around)
+    publish(conn, subject, 2)
+    wait_until(lambda: bool(handled), timeout=5.0)
+    assert handled == [b"1"]
+    wait_until(lambda: bool(told), timeout=5.0)
+    assert isinstance(told[0], errors.HandlerError)
+    assert str(root(told[0])) == "no context"
+
+
+@pytest.mark.parametrize("around", [1, "x", True, []])
+def test_a_bad_around(conn: gnats.Connection, subject: str, around: Any) -> None:
+    with pytest.raises(errors.OptionError, match=r"around.*callable"):
+        conn.subscribe(subject, cb=print, around=around)

@@ -52,7 +52,8 @@ as a strict order of messages that a dead link delivers after all.
   transport in memory.
 
 Exceptions are stated per fault, below. There are two: a server that dies takes with it what it had
-confirmed and not yet delivered, and a byte that is changed in a payload is noticed by nobody.
+confirmed and not yet delivered, and a byte that is changed in a payload or a name is noticed by
+nobody.
 """
 
 MATRIX = """## Every cell
