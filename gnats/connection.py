@@ -36,7 +36,7 @@ from .errors import (
     TimeoutError,
 )
 from .headers import HeaderSource, encode_headers
-from .health import Health
+from .health import Health, calendar
 from .info import ServerInfo
 from .message import Msg, Payload, to_bytes
 from .nuid import NUID
@@ -709,7 +709,7 @@ class Connection:
         return Health(
             status=self.status,
             server=str(url) if url is not None else None,
-            since=life.since,
+            since=calendar(life.age),
             last_error=f"{type(error).__name__}: {error}" if error is not None else None,
             rtt=life.session.pings.rtt if life.session is not None else None,
             buffered=buffer.buffered,

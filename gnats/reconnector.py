@@ -82,9 +82,7 @@ class Reconnector:
         self.last_error: Exception | None = None
         #: While a drain is under way: the state to come back to after a loss.
         self.drain_stage: ConnectionStatus | None = None
-        #: When the present status began: by the calendar, and by the clock that never jumps.
-        self.since = time.time()
-        self._since = time.monotonic()
+        self._since = time.monotonic()  # when the present status began
         self.connects = self.moves = self.disconnects = self.errors_received = 0
         self._bell = Bell()
         self.seeker = Seeker(
@@ -216,10 +214,14 @@ class Reconnector:
         return self._failure
 
     @property
+    def age(self) -> float:
+        """Seconds since the present status began."""
+        return time.monotonic() - self._since
+
+    @property
     def outage(self) -> float:
         """Seconds without a link until now, while one is sought."""
-        sought = self.status.current in (S.connecting, S.reconnecting)
-        return time.monotonic() - self._since if sought else 0.0
+        return self.age if self.status.current in (S.connecting, S.reconnecting) else 0.0
 
     def past_and_present(self, name: str) -> int:
         """A counter over all sessions."""
@@ -539,7 +541,7 @@ class Reconnector:
     # -- inside --------------------------------------------------------------------------
 
     def _moved(self, old: ConnectionStatus, new: ConnectionStatus) -> None:
-        self.since, self._since = time.time(), time.monotonic()
+        self._since = time.monotonic()
         self.status_changed.wake_all()
         for wanted, park in self._awaited:
             if new in (wanted, S.closed, S.disconnected):
