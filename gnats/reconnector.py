@@ -139,6 +139,7 @@ class Reconnector:
         end in the next turn of the loop, and who waits for it looks again, or raises *cause*."""
         self._closing = cause
         self._tell = _nothing
+        self._outbox.disown()
         self.status.current = S.closed
         self._outbox.shut(lambda: copy(cause))
         self._requests.fail_all(cause)
@@ -276,6 +277,7 @@ class Reconnector:
         self._failure = self.seeker.gave_up
         self._greenlet = None
         self._outbox.shut(lambda: ConnectionClosedError("not connected: connect() failed"))
+        self._outbox.end()
         self._outbox.buffer.discard()
         self._requests.fail_all(ConnectionClosedError("connect() failed meanwhile"))
         self.status.to(S.disconnected)
@@ -480,6 +482,7 @@ class Reconnector:
         self._requests.fail_all(closed)
         self._subscriptions.end_all(closed)
         self.status.to(S.closed)
+        self._outbox.end()
         self._tell("closed_cb")
 
     def _last_flush(self, session: Session) -> None:

@@ -16,6 +16,7 @@ import gevent.os
 import gevent.subprocess
 import pytest
 from gevent import monkey
+from native import Native
 
 import gnats
 from gnats.errors import ConnectionClosedError, ForkedConnectionError
@@ -134,6 +135,57 @@ def test_parent_and_child_live_on(nats_server: NatsServer, fork: Any) -> None:
     assert told == ["connected"]
     assert conn.client_id == number
     assert conn.stats.disconnects == 0
+    conn.close()
+
+
+def test_a_fork_while_threads_publish(shared_nats_server: NatsServer) -> None:
+    """The child is a process of one thread: locks that the others held must not hold it."""
+    conn = gnats.connect(shared_nats_server.url)
+    stopping: list[bool] = []
+
+    def publish() -> int:
+        number = 0
+        while not stopping:
+            conn.publish("threads.parent", b"%d" % number)
+            number += 1
+        return number
+
+    def work() -> Any:
+        conn.publish("threads.child")
+        conn.flush(5)
+        ours = books(conn)
+        conn.close()
+        return list(ours)
+
+    threads = [Native(publish) for _ in range(2)]
+    wait_until(lambda: conn.stats.accepted > 1000)
+    for _ in range(5):
+        assert Child(work).result() == [1, 1, 0]
+    stopping.append(True)
+    accepted = sum(thread.join() for thread in threads)
+    conn.flush(5)
+    assert conn.stats.sent == accepted
+    conn.close()
+
+
+def test_a_fork_in_another_thread(shared_nats_server: NatsServer) -> None:
+    """There, that thread is the only one: the connection is its own."""
+    conn = gnats.connect(shared_nats_server.url)
+    sub = conn.subscribe("threads.fork")
+    conn.flush(5)
+
+    def work() -> Any:
+        conn.publish("threads.fork", b"by the child")
+        assert conn.flush(5)
+        data = sub.next_msg(5).data.decode()
+        conn.close()
+        return data
+
+    def fork_there() -> Child:
+        return Child(work)
+
+    assert Native(fork_there).join().result() == "by the child"
+    assert sub.next_msg(5).data == b"by the child"
     conn.close()
 
 
