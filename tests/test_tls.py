@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import resource
+import shutil
 import ssl as standard_ssl
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import gevent
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from gevent import ssl
+from gevent import socket, ssl
+from gevent.subprocess import Popen
 
 import gnats
 from gnats.errors import (
@@ -24,7 +26,7 @@ from gnats.errors import (
     SecureConnWantedError,
     TLSError,
 )
-from gnats.testing import FakeClient, NatsServer, serve, wait_until
+from gnats.testing import FakeClient, NatsServer, free_port, serve, wait_until
 from gnats.transport import make_context
 
 FAST: dict[str, Any] = {
@@ -184,6 +186,29 @@ def test_the_name_that_a_certificate_must_be_for(fake_server: Any, authority: Au
     gnats.connect(server.url, **options).close()
 
 
+@pytest.mark.parametrize("option", ["the URL", "tls_hostname"])
+def test_a_name_in_full_is_the_name_of_its_certificate(authority: Authority, option: str) -> None:
+    """A trailing dot is of the name system; certificates do not have it."""
+    asked: list[str] = []
+
+    def dialer(host: str, port: int, timeout: float) -> socket.socket:
+        asked.append(host)
+        return socket.create_connection(("127.0.0.1", port), timeout)
+
+    host = "localhost." if option == "the URL" else "127.0.0.1"
+    options: dict[str, Any] = {"tls": authority.trusted, "dialer": dialer}
+    if option == "tls_hostname":
+        options["tls_hostname"] = "localhost."
+    with NatsServer(config=authority.config("localhost")) as server:
+        with gnats.connect(f"tls://{host}:{server.port}", **options) as conn:
+            assert conn.rtt() < 5
+    assert asked == [host]  # as it was written: the dot tells a resolver not to search
+    with NatsServer(config=authority.config("other.example")) as server:
+        error = failure(f"tls://{host}:{server.port}", **options)
+    assert isinstance(error, CertificateError)
+    assert error.host == "localhost"
+
+
 def test_once_it_was_tls_it_stays_tls(fake_server: Any, authority: Authority) -> None:
     """A server that offers none any more is not spoken to, though nobody asked for TLS by name:
     the first server had required it."""
@@ -264,6 +289,85 @@ def test_the_oldest_version_is_1_2_and_may_be_1_3() -> None:
     assert gnats.transport.make_context(gnats.TLSOptions()).minimum_version == 0x0303
     newest = gnats.transport.make_context(gnats.TLSOptions(minimum_version="1.3"))
     assert newest.minimum_version == 0x0304
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_nothing_is_renegotiated(version: str, verify: bool) -> None:
+    context = make_context(gnats.TLSOptions(minimum_version=version, verify=verify))
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+class OpenSSLServer:
+    """OpenSSL's own server, over TLS 1.2, typed to by the test: it can ask to renegotiate."""
+
+    def __init__(self, authority: Authority) -> None:
+        cert, key = authority.issue("127.0.0.1")
+        self.port = free_port()
+        self.output = b""
+        self._process: Any = Popen(
+            [
+                *("openssl", "s_server", "-accept", f"127.0.0.1:{self.port}"),
+                *("-cert", cert, "-key", key, "-tls1_2", "-state"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._reading = gevent.spawn(self._read)
+
+    def _read(self) -> None:
+        while piece := self._process.stdout.read1(65536):
+            self.output += piece
+
+    def await_output(self, words: bytes) -> None:
+        wait_until(lambda: words in self.output, 10)
+
+    def type(self, text: bytes) -> None:
+        self._process.stdin.write(text)
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reading.get(timeout=5)
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_a_server_that_asks_to_renegotiate_is_refused(authority: Authority) -> None:
+    server = OpenSSLServer(authority)
+    try:
+        server.await_output(b"ACCEPT")
+
+        def talk() -> None:
+            server.await_output(b"Secure Renegotiation IS supported")
+            server.type(b'INFO {"max_payload":1000}\r\n')
+            server.await_output(b"PING")
+            server.type(b"+OK\r\nPONG\r\n")  # a leading P would be a command
+
+        talking = gevent.spawn(talk)
+        conn = gnats.connect(
+            f"tls://127.0.0.1:{server.port}",
+            tls=authority.trusted,
+            tls_handshake_first=True,
+            allow_reconnect=False,
+        )
+        talking.get(timeout=5)
+        server.type(b"R\n")
+        server.await_output(b"write hello request")
+
+        def refused() -> bool:
+            if conn.is_connected:
+                conn.publish("a", b"x")  # what is refused is told with the next record
+            return b"alert read:warning:no renegotiation" in server.output
+
+        wait_until(refused, 10)
+        assert conn.wait_for_status("closed", 10)
+        assert isinstance(conn.last_error, TLSError)
+    finally:
+        server.close()
 
 
 def test_files_are_read_anew_at_every_attempt(authority: Authority) -> None:
