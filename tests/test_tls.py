@@ -26,7 +26,7 @@ from gnats.errors import (
     SecureConnWantedError,
     TLSError,
 )
-from gnats.testing import FakeClient, NatsServer, free_port, serve, wait_until
+from gnats.testing import FakeClient, NatsCluster, NatsServer, free_port, serve, wait_until
 from gnats.transport import make_context
 
 FAST: dict[str, Any] = {
@@ -238,6 +238,71 @@ def test_a_server_that_requires_tls_is_given_it_unasked(authority: Authority) ->
     """With the system's authorities: ours is not one of them, so it is refused, by name."""
     with NatsServer(config=authority.config("127.0.0.1")) as server:
         assert isinstance(failure(server.url), CertificateError)
+
+
+# -- servers that are announced -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["connect", "reconnect"])
+def test_a_server_that_is_announced_in_clear_does_not_join_the_pool(
+    fake_server: Any, authority: Authority, first: bool
+) -> None:
+    """It was put in by somebody on the way: one with a certificate of its own would be told our
+    credentials at the next loss."""
+    context = authority.server_context("localhost")
+    foreign = fake_server(strict=False)
+
+    def forged(client: FakeClient) -> None:
+        client.send_info(tls_required=True, connect_urls=[f"foreign.example:{foreign.port}"])
+        client.start_tls(context)
+        client.expect("CONNECT")
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    plain = secure(authority, "localhost")
+    server = fake_server([forged] if first else [plain, forged])
+    told: list[Any] = []
+    conn = gnats.connect(
+        f"tls://localhost:{server.port}",
+        tls=authority.trusted,
+        discovered_servers_cb=told.append,
+        **SECRET,
+        **FAST,
+    )
+    if not first:
+        server.clients[0].reset()
+        wait_until(lambda: conn.stats.reconnects == 1, 10)
+    assert conn.flush(5)
+    assert [url.host for url in conn.servers] == ["localhost"]
+    # What the server says of others inside TLS is believed.
+    server.clients[-1].send_info(connect_urls=["127.0.0.1:1", f"127.0.0.1:{server.port}"])
+    wait_until(lambda: told == [conn])
+    assert {url.address for url in conn.discovered_servers} == {
+        "127.0.0.1:1",
+        f"127.0.0.1:{server.port}",
+    }
+    conn.close()
+    assert not foreign.clients
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["INFO in clear", "handshake first"])
+def test_a_cluster_over_tls_announces_its_servers(authority: Authority, first: bool) -> None:
+    """A real server says them inside TLS, right behind its first PONG; and one is used."""
+    config = authority.config("127.0.0.1", extra=", handshake_first: true" if first else "")
+    with NatsCluster(2, config=config, expect_info=not first) as cluster:
+        conn = gnats.connect(
+            cluster.urls[0],
+            tls=authority.trusted,
+            tls_handshake_first=first,
+            **FAST,
+        )
+        (other,) = wait_until(lambda: conn.discovered_servers)
+        assert other.port == cluster[1].port
+        cluster[0].kill()
+        wait_until(lambda: conn.connected_url is not None and conn.connected_url == other, 10)
+        assert conn.flush(5)
+        conn.close()
 
 
 # -- contexts, whoever made them ------------------------------------------------------------------
