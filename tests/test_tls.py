@@ -13,7 +13,7 @@ from typing import Any
 
 import gevent
 import pytest
-import trustme
+from authority import Authority
 from cryptography.hazmat.primitives import serialization
 from gevent import socket, ssl
 from gevent.subprocess import Popen
@@ -37,43 +37,6 @@ FAST: dict[str, Any] = {
 }
 SECRET: dict[str, Any] = {"user": "ada", "password": "s3cret"}
 RECORD = b"\x16\x03"  # how a TLS handshake begins
-
-
-class Authority:
-    """A certificate authority, and files of what it issued."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ca = trustme.CA()
-        self.ca = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(self.ca)
-
-    def issue(self, *names: str, **options: Any) -> tuple[str, str]:
-        """Files of a certificate and its key."""
-        issued = self._ca.issue_cert(*names, **options)
-        stem = names[0].replace("*", "_").replace(":", "_")
-        cert, key = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
-        issued.cert_chain_pems[0].write_to_path(cert)
-        issued.private_key_pem.write_to_path(key)
-        return str(cert), str(key)
-
-    def server_context(self, *names: str, **options: Any) -> Any:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*self.issue(*names, **options))
-        return context
-
-    def config(self, *names: str, extra: str = "") -> str:
-        cert, key = self.issue(*names)
-        return f'tls {{ cert_file: "{cert}", key_file: "{key}", timeout: 5 {extra} }}'
-
-    @property
-    def trusted(self) -> gnats.TLSOptions:
-        return gnats.TLSOptions(ca=self.ca)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def failure(url: str, **options: Any) -> Exception:
