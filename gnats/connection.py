@@ -189,11 +189,11 @@ class Connection:
             self._reconnector.status_changed.wait()
 
     @property
-    def is_at_home(self) -> bool:
+    def _is_at_home(self) -> bool:
         """Whether it is alive, on the hub of the calling thread."""
         return self.status not in (S.disconnected, S.closed)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a forked child, called by the fork itself: begin anew, with the same subscriptions.
         What waits to be sent, called or handled is the parent's. Never switches."""
         if self.status is S.disconnected or self.is_closed:

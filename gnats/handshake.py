@@ -9,6 +9,7 @@ DESIGN section 5.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import commands
@@ -74,6 +75,9 @@ class Handshake:
         """The link is TLS now; return what must be sent."""
         assert self.info is not None
         self.awaits_tls, self._secured, self.used_tls = False, True, True
+        # Anybody on the way could have put them in, and they would get our credentials if only
+        # they had a certificate of their own: the server says them again behind its PONG.
+        self.info = replace(self.info, connect_urls=())
         return self._connect(self.info)
 
     @property
