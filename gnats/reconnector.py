@@ -316,6 +316,7 @@ class Reconnector:
         new = self._pool.discover(opened.info.connect_urls)
         session.start()
         logger.info("gnats: connected to %s (link %d)", opened.url, session.generation)
+        self._await_proof(session, opened)
         self._await_replay(session)
         self._tell("connected_cb" if first else "reconnected_cb")
         if new and not first:
@@ -340,6 +341,18 @@ class Reconnector:
             self._bell.ring,
         )
         return self.session
+
+    def _await_proof(self, session: Session, opened: Opened) -> None:
+        """Servers that were named in clear, in front of TLS, join only if the server says nothing
+        of them inside: behind its first PONG it names them all, or is of an older kind, which
+        names them again only when they change."""
+
+        def on_pong(arrived: bool) -> None:
+            if arrived and session.info is opened.info and self._pool.discover(opened.unproven):
+                self._tell("discovered_servers_cb")
+
+        if opened.unproven:
+            session.pings.ping(on_pong)
 
     def _await_replay(self, session: Session) -> None:
         """Until the pending messages have been written, or the link fails under them."""
@@ -413,6 +426,7 @@ class Reconnector:
         self.moves += 1
         move.follow(session)
         session.start()
+        self._await_proof(session, opened)
         if self._pool.discover(opened.info.connect_urls):
             self._tell("discovered_servers_cb")
         self.status_changed.wake_all()

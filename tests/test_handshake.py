@@ -248,10 +248,16 @@ def test_servers_that_are_named_in_clear_are_not_believed_once_it_is_tls() -> No
     handshake.secured()
     assert handshake.info is not None
     assert (handshake.info.connect_urls, handshake.info.max_payload) == ((), 7)
+    assert handshake.unproven == ("10.0.0.1:4222",)
     handshake.feed(b"PONG\r\nINFO {" + named)
     (again,) = handshake.early
     assert isinstance(again, Info)
     assert again.info.connect_urls == ("10.0.0.1:4222",)
+    handshake = Handshake(Parser(), lambda _: {})
+    handshake.feed(b'INFO {"tls_required":true,' + named)
+    handshake.secured()
+    handshake.feed(b"INFO {}\r\nPONG\r\n")  # inside: this is what holds
+    assert (handshake.done, handshake.unproven) == (True, ())
     for secured in (False, True):  # where nothing better comes, and where all is TLS
         handshake = Handshake(Parser(), lambda _: {}, secured=secured)
         handshake.feed(b"INFO {" + named)

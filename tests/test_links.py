@@ -65,12 +65,13 @@ def test_a_unix_socket_through_a_dialer(nats_server: NatsServer, tmp_path: Any) 
     def relay() -> None:
         near, _ = listener.accept()
         far = socket.create_connection(("127.0.0.1", nats_server.port))
-        gevent.joinall([gevent.spawn(pump, near, far), gevent.spawn(pump, far, near)])
+        with near, far:
+            gevent.joinall([gevent.spawn(pump, near, far), gevent.spawn(pump, far, near)])
 
     def pump(source: Any, sink: Any) -> None:
         while data := source.recv(65536):
             sink.sendall(data)
-        sink.close()
+        sink.shutdown(socket.SHUT_WR)
 
     def dialer(host: str, port: int, timeout: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -82,7 +83,7 @@ def test_a_unix_socket_through_a_dialer(nats_server: NatsServer, tmp_path: Any) 
         sub = conn.subscribe("a")
         conn.publish("a", b"x" * 500_000)
         assert len(sub.next_msg(5).data) == 500_000
-    relaying.kill()
+    relaying.join(5)
     listener.close()
 
 

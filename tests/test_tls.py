@@ -221,6 +221,7 @@ def test_a_server_that_is_announced_in_clear_does_not_join_the_pool(
         client.expect("CONNECT")
         client.expect("PING")
         client.send(b"PONG\r\n")
+        client.send_info(tls_required=True)  # as a real one does
         client.serve()
 
     plain = secure(authority, "localhost")
@@ -247,6 +248,48 @@ def test_a_server_that_is_announced_in_clear_does_not_join_the_pool(
     }
     conn.close()
     assert not foreign.clients
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_older_server_names_them_in_clear_only(
+    fake_server: Any, authority: Authority, cut: bool
+) -> None:
+    """They join when it has answered once more, and not before."""
+    context = authority.server_context("localhost")
+    answering: list[bool] = []
+
+    def old(client: FakeClient) -> None:
+        client.send_info(tls_required=True, connect_urls=["10.0.0.1:4222"])
+        client.start_tls(context)
+        client.expect("CONNECT")
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        client.expect("PING")
+        wait_until(lambda: bool(answering), 10)
+        if cut:
+            client.close()
+            return
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    server = fake_server(old)
+    told: list[Any] = []
+    conn = gnats.connect(
+        f"tls://localhost:{server.port}",
+        tls=authority.trusted,
+        discovered_servers_cb=told.append,
+        allow_reconnect=False,
+        **SECRET,
+    )
+    assert conn.discovered_servers == []
+    answering.append(True)
+    if cut:
+        wait_until(lambda: conn.is_closed, 10)
+        assert conn.discovered_servers == []
+    else:
+        wait_until(lambda: told == [conn], 10)
+        assert [url.address for url in conn.discovered_servers] == ["10.0.0.1:4222"]
+    conn.close()
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["INFO in clear", "handshake first"])
