@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-from . import commands, forks, websocket
+from . import commands, forks, metrics, websocket
 from ._version import __version__
 from .auth import Credentials
 from .backoff import Deadline
@@ -39,6 +39,7 @@ from .headers import HeaderSource, encode_headers
 from .health import Health, calendar
 from .info import ServerInfo
 from .message import Msg, Payload, to_bytes
+from .metrics import Observer
 from .nuid import NUID
 from .options import ConnectionOptions, from_fields
 from .outbox import Outbox
@@ -780,6 +781,11 @@ class Connection:
             outage=life.outage,
         )
 
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer* every counter and gauge, as of now; see ``gnats.metrics``. Never switches
+        by itself. The option ``observer`` is another thing: it is told the events."""
+        metrics.tell(observer, self.stats, self.health())
+
     @property
     def last_error(self) -> Exception | None:
         """The last error of the connection's life: the cause of a loss, a failed attempt, or
@@ -856,14 +862,27 @@ class Connection:
         return fields
 
     def _tell(self, name: str, *args: Any) -> None:
-        """Post the user's callback *name*, if there is one."""
+        """Post the user's callback *name*, if there is one, and then the observer's event."""
         callback: Callable[..., Any] | None = getattr(self._options.callbacks, name)
+        observer = self._options.observer
+        event = observer.event if observer is not None else None
+        facts = event and self._facts(name, args)
         if name == "error_cb":
             self._callbacks.post_error(callback, self, *args)
+            self._callbacks.post_bounded(event, self, "error", facts)
         elif name == "discovered_servers_cb":
             self._callbacks.post_bounded(callback, self)
+            self._callbacks.post_bounded(event, self, "discovered_servers", facts)
         else:
             self._callbacks.post(callback, self, *args)
+            self._callbacks.post(event, self, name[: -len("_cb")], facts)
+
+    def _facts(self, name: str, args: tuple[Any, ...]) -> dict[str, Any]:
+        if name == "status_cb":
+            return dict(zip(("old", "new"), args))
+        if name == "disconnected_cb":
+            return {"error": self.last_error}
+        return {"error": args[0]} if name == "error_cb" else {}
 
     def _report(self, error: Exception) -> None:
         self._reconnector.report(error)

@@ -24,7 +24,17 @@ PACKAGE = Path(gnats.__file__).parent
 FLOORS = {
     "ground": ["_version"],
     "0 words": ["errors", "nuid", "backoff", "subjects"],
-    "1 values": ["url", "headers", "message", "status", "options", "stats", "health", "info"],
+    "1 values": [
+        "url",
+        "headers",
+        "message",
+        "status",
+        "stats",
+        "health",
+        "metrics",
+        "options",
+        "info",
+    ],
     "2 wire": ["commands", "parser", "refusals", "auth", "handshake", "websocket"],
     "3 stores": ["buffer", "pool"],
     "4 gevent begins": [

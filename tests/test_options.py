@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import ssl
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ def group(kind: type) -> Kind:
     return Kind([kind()], [None, {}, 5, "x", [], kind], [])
 
 
+OBSERVER = types.SimpleNamespace(counter=print, gauge=print, event=print)
+
+
 class Field(NamedTuple):
     home: str  # "" for ConnectionOptions itself
     default: Any
@@ -99,6 +103,7 @@ FIELDS = {
     "pending_msgs_limit": Field("", 512 * 1024, number(1)),
     "pending_bytes_limit": Field("", 64 * MIB, number(1)),
     "around": Field("", None, CALLBACK),
+    "observer": Field("", None, Kind([None, OBSERVER], [0, True, "x", print, object()], [])),
     "user": Field("", None, SECRET),
     "password": Field("", None, SECRET),
     "token": Field("", None, SECRET),
