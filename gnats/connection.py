@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-from . import commands, forks, metrics, websocket
+from . import commands, farewell, forks, metrics, websocket
 from ._version import __version__
 from .auth import Credentials
 from .backoff import Deadline
@@ -113,6 +113,7 @@ class Connection:
         self._credentials.check()
         self._furnish()
         forks.watch(self)
+        farewell.watch(self)
 
     def _furnish(self) -> None:
         """Make the parts that belong to one process."""
@@ -659,6 +660,18 @@ class Connection:
         if self._is_ours():
             return  # the caller is one of those that would be waited for
         deadline = Deadline(CLOSE_JOIN)
+        gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
+        self._callbacks.join(deadline.remaining() or 0.0)
+
+    def _begin_farewell(self) -> bool:
+        """The process ends, see ``farewell``."""
+        if not self._owner.is_in_its_process or self.status in (S.disconnected, S.closed):
+            return False
+        self._reconnector.request_close()
+        return True
+
+    def _end_farewell(self, deadline: Deadline) -> None:
+        self._reconnector.join(deadline.remaining())
         gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
         self._callbacks.join(deadline.remaining() or 0.0)
 

@@ -7,6 +7,7 @@ the standard library's tell greenlets apart. Source: DESIGN 4.9.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -30,14 +31,16 @@ LOOK_EVERY = 0.5
 class Owner:
     """The thread that a connection belongs to: nobody's until it is connected."""
 
-    __slots__ = ("_ident",)
+    __slots__ = ("_ident", "_pid")
 
     def __init__(self) -> None:
         self._ident: int | None = None
+        self._pid = 0
 
     def claim(self) -> None:
         """It is the calling thread's from now on."""
         self._ident = get_ident()
+        self._pid = os.getpid()
 
     def release(self) -> None:
         """It is nobody's again."""
@@ -47,6 +50,12 @@ class Owner:
     def is_here(self) -> bool:
         """Whether the calling thread may use it as it likes."""
         return self._ident is None or self._ident == get_ident()
+
+    @property
+    def is_in_its_process(self) -> bool:
+        """Whether it is the calling thread's, and was claimed in this very process: a fork that
+        Python did not hear of (by a server written in C) leaves another's behind."""
+        return self._ident == get_ident() and self._pid == os.getpid()
 
     @property
     def is_alive(self) -> bool:

@@ -42,6 +42,7 @@ FLOORS = {
         "threads",
         "transport",
         "forks",
+        "farewell",
         "callbacks",
         "outbox",
         "pings",
