@@ -107,6 +107,15 @@ class OutboundBuffer:
         if self.wake is not None:
             self.wake()
 
+    def extend(self, frames: list[bytes], size: int, payload: int) -> None:
+        """Queue message frames: *size* bytes in all, *payload* of which are headers and payload."""
+        self.frames += frames
+        self.size += size
+        self.accepted += len(frames)
+        self.accepted_bytes += payload
+        if self.wake is not None:
+            self.wake()
+
     # -- out: the flusher ----------------------------------------------------------------
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-from . import commands, forks, websocket
+from . import commands, farewell, forks, metrics, websocket
 from ._version import __version__
 from .auth import Credentials
 from .backoff import Deadline
@@ -39,6 +39,7 @@ from .headers import HeaderSource, encode_headers
 from .health import Health, calendar
 from .info import ServerInfo
 from .message import Msg, Payload, to_bytes
+from .metrics import Observer
 from .nuid import NUID
 from .options import ConnectionOptions, from_fields
 from .outbox import Outbox
@@ -58,6 +59,7 @@ from .subjects import (
     encode_subject,
 )
 from .subscription import Around, Handler, Host, Subscription, enclose
+from .threads import Owner, new_local
 from .url import Servers, ServerURL, check_one_kind, parse_servers, parse_url
 from .waiting import check_timeout, in_hub, refuse_in_hub
 
@@ -77,14 +79,17 @@ class Connection:
     """A connection to a NATS deployment that survives the loss of its server.
 
     Make it with ``gnats.connect(...)``, or as ``Connection(options)`` and then ``connect``. It
-    may be shared by any number of greenlets of one thread. As a context manager it drains when
-    it is left. Making it does no I/O and creates nothing on a hub.
+    belongs to the thread that connects it, and may be shared by any number of its greenlets; from
+    other threads ``publish``, ``Msg.respond`` and ``close`` work, and what only looks (``status``,
+    ``stats``, ``health``); the rest raises WrongThreadError. As a context manager it drains when it
+    is left. Making it does no I/O and creates nothing on a hub.
     """
 
     def __init__(self, options: ConnectionOptions | None = None, **fields: Any) -> None:
         self._options = options = from_fields(options, fields)
         self._publish_timeout = options.publish_timeout
-        self._heads: dict[str, bytes] = {}
+        self._owner = Owner()
+        self._home = new_local()
         self._nuid = NUID()
         host = Host(
             self._answer,
@@ -94,6 +99,7 @@ class Connection:
             lambda: self.is_closed,
             lambda: self._reconnector.gone(),
             options.drain_timeout,
+            self._owner.check,
         )
         self._subscriptions = Subscriptions(host)
         self._pool = ServerPool(
@@ -107,12 +113,13 @@ class Connection:
         self._credentials.check()
         self._furnish()
         forks.watch(self)
+        farewell.watch(self)
 
     def _furnish(self) -> None:
         """Make the parts that belong to one process."""
         options = self._options
         self._buffer = OutboundBuffer(keep=options.reconnect.replay_unconfirmed)
-        self._outbox = Outbox(self._buffer, options.reconnect.reconnect_buf_size)
+        self._outbox = Outbox(self._buffer, options.reconnect.reconnect_buf_size, self._owner)
         self._callbacks = CallbackQueue(self._callback_failed)
         self._requests = Requests(self.new_inbox, self._listen_to_inbox)
         self._reconnector = Reconnector(
@@ -126,6 +133,14 @@ class Connection:
         )
         self._round_trips = RoundTrips(self._reconnector, self._outbox)
         self._drain: Drain | None = None
+
+    def _settle_here(self) -> None:
+        """It belongs to the calling thread from now on."""
+        self._owner.claim()
+        # Encoded heads of subjects, where only this thread finds them: so publish sees, at no cost
+        # of its own, that it is called by another one.
+        self._home = new_local()
+        self._home.heads = {}
 
     # -- connect -------------------------------------------------------------------------
 
@@ -145,6 +160,7 @@ class Connection:
                 raise self._reconnector.gone()
             raise Error(f"connect: the connection is {self.status} already")
         self._add_first(servers)
+        self._settle_here()
         patient = self._options.reconnect.retry_on_failed_connect
         self._reconnector.start(patient)
         if patient:
@@ -156,6 +172,7 @@ class Connection:
             self._reconnector.request_close()
             raise
         if self._reconnector.failure is not None:
+            self._owner.release()
             raise self._reconnector.failure
         if self.is_closed:
             raise self._reconnector.gone()
@@ -174,11 +191,11 @@ class Connection:
             self._reconnector.status_changed.wait()
 
     @property
-    def is_at_home(self) -> bool:
+    def _is_at_home(self) -> bool:
         """Whether it is alive, on the hub of the calling thread."""
         return self.status not in (S.disconnected, S.closed)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a forked child, called by the fork itself: begin anew, with the same subscriptions.
         What waits to be sent, called or handled is the parent's. Never switches."""
         if self.status is S.disconnected or self.is_closed:
@@ -192,6 +209,7 @@ class Connection:
         self._pool.inherit()
         self._nuid.reset()
         self._furnish()
+        self._settle_here()
         if ending:
             self._reconnector.bury(ConnectionClosedError())
         elif not self._options.reconnect.reconnect_after_fork:
@@ -202,6 +220,7 @@ class Connection:
     def add_server(self, url: str) -> None:
         """Add a server at the back of the pool; a wait for the next cycle ends. Never switches.
         Raises BadURLError, ConnectionClosedError."""
+        self._owner.check("add_server")
         if self.is_closed:
             raise self._reconnector.gone()
         added = parse_url(url)
@@ -212,6 +231,7 @@ class Connection:
     def set_servers(self, urls: Servers) -> None:
         """Replace the configured servers; the present link stays. Never switches. Raises
         BadURLError, ConnectionClosedError."""
+        self._owner.check("set_servers")
         if self.is_closed:
             raise self._reconnector.gone()
         if urls is None:
@@ -224,6 +244,7 @@ class Connection:
     def force_reconnect(self) -> None:
         """Give up the present link, or cut a wait short, and connect anew. Never switches.
         Raises ConnectionClosedError, ConnectionDrainingError."""
+        self._owner.check("force_reconnect")
         if self.is_closed or self.status is S.disconnected:
             raise self._reconnector.gone()
         if self.is_draining:
@@ -243,15 +264,19 @@ class Connection:
 
         Never switches below the high-water mark (1 MiB of unsent frames), and is legal in a hub
         callback there. Above it waits for room, at most ``publish_timeout`` seconds. While
-        there is no link it appends up to ``reconnect_buf_size`` bytes. Raises
-        OutboundBufferLimitError (nothing of the message is kept), BadSubjectError, HeaderError,
-        MaxPayloadError, TypeError for another payload, ConnectionClosedError,
-        ConnectionDrainingError.
+        there is no link it appends up to ``reconnect_buf_size`` bytes. Another thread than the
+        connection's hands the message over, in its own order; where it has to wait for room it
+        blocks, as a thread does. Raises OutboundBufferLimitError (nothing of the message is kept),
+        BadSubjectError, HeaderError, MaxPayloadError, TypeError for another payload,
+        ConnectionClosedError, ConnectionDrainingError.
         """
         # The one hot path of the house, spelled out: each call less is a tenth of its time.
         try:
-            head = self._heads[subject]
-        except (KeyError, TypeError):
+            head = self._home.heads[subject]
+        except (KeyError, TypeError, AttributeError):
+            if not self._owner.is_here:
+                self._hand_over(subject, payload, reply, headers)
+                return
             head = self._head(subject)
         if payload.__class__ is not bytes:
             payload = to_bytes(payload)
@@ -292,8 +317,20 @@ class Connection:
         if buffer.wake is not None:
             buffer.wake()
 
+    def _hand_over(
+        self, subject: str, payload: Payload, reply: str, headers: HeaderSource | None
+    ) -> None:
+        """Publish, from another thread."""
+        head = commands.pub_head(encode_subject(subject))
+        frame, size = self._full_frame(subject, head, to_bytes(payload), reply, headers)
+        self._check_size(size, subject)
+        self._outbox.hand_over(frame, size, self._publish_timeout)
+
     def _answer(self, reply: str, payload: Payload, headers: HeaderSource | None) -> None:
         """Publish to a reply subject: it is used once, so its head is not worth keeping."""
+        if not self._owner.is_here:
+            self._hand_over(reply, payload, "", headers)
+            return
         head = commands.pub_head(encode_subject(reply))
         data = payload if payload.__class__ is bytes else to_bytes(payload)
         if headers is None:
@@ -324,9 +361,10 @@ class Connection:
 
     def _head(self, subject: str) -> bytes:
         head = commands.pub_head(encode_subject(subject))
-        if len(self._heads) >= HEADS_KEPT:
-            self._heads.clear()
-        self._heads[subject] = head
+        heads: dict[str, bytes] = self._home.__dict__.setdefault("heads", {})
+        if len(heads) >= HEADS_KEPT:
+            heads.clear()
+        heads[subject] = head
         return head
 
     def _full_frame(
@@ -454,6 +492,7 @@ class Connection:
             stall,
             max_msgs,
             sentinel or None,
+            self._owner.check,
         )
         try:
             self._ask(subject, payload, reply, headers, deadline)
@@ -477,7 +516,7 @@ class Connection:
     ) -> None:
         """Publish with a reply subject of our own making, which needs no check."""
         try:
-            head = self._heads[subject]
+            head = self._home.heads[subject]
         except (KeyError, TypeError):
             head = self._head(subject)
         data = payload if payload.__class__ is bytes else to_bytes(payload)
@@ -534,6 +573,7 @@ class Connection:
         self._drain_now(check_timeout(timeout))
 
     def _drain_now(self, timeout: float | None, leaver: object = None) -> None:
+        self._owner.check("drain")
         if self.is_closed:
             if isinstance(gone := self._reconnector.gone(), ForkedConnectionError):
                 raise gone
@@ -588,17 +628,50 @@ class Connection:
         What was published is still written and confirmed if the server takes it within a
         second; the rest is counted as dropped. Everyone who waits gets ConnectionClosedError;
         ``closed_cb`` is the last callback. Waits up to two seconds for handlers and callbacks
-        that still run. Closing twice is no error.
+        that still run. Closing twice is no error. Another thread than the connection's has it
+        closed there, and blocks until it is; it raises TimeoutError when the loop there does not
+        turn.
         """
+        if not self._owner.is_here:
+            self._close_from_afar()
+            return
         self._reconnector.request_close()
         if not in_hub():
             self._join_close()
+
+    def _close_from_afar(self) -> None:
+        handed = self._outbox.handed
+        try:
+            handed.call(self._reconnector.request_close)
+            closed = handed.wait(lambda: self.is_closed, Deadline(CLOSE_BOUND))
+        except ConnectionClosedError:
+            if self.is_closed:
+                return
+            raise
+        if not closed:
+            raise TimeoutError(
+                f"close: the loop of the connection's thread did not turn for {CLOSE_BOUND} s: it "
+                "is blocked, and will close it when it goes on",
+                CLOSE_BOUND,
+            )
 
     def _join_close(self) -> None:
         self._reconnector.join(CLOSE_BOUND)
         if self._is_ours():
             return  # the caller is one of those that would be waited for
         deadline = Deadline(CLOSE_JOIN)
+        gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
+        self._callbacks.join(deadline.remaining() or 0.0)
+
+    def _begin_farewell(self) -> bool:
+        """The process ends, see ``farewell``."""
+        if not self._owner.is_in_its_process or self.status in (S.disconnected, S.closed):
+            return False
+        self._reconnector.request_close()
+        return True
+
+    def _end_farewell(self, deadline: Deadline) -> None:
+        self._reconnector.join(deadline.remaining())
         gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
         self._callbacks.join(deadline.remaining() or 0.0)
 
@@ -631,6 +704,7 @@ class Connection:
         when it is closed and can never get there, ValueError for an unknown status.
         """
         wanted = S(status)
+        self._owner.check("wait_for_status")
         refuse_in_hub("wait_for_status")
         deadline = Deadline(check_timeout(timeout))
         life = None
@@ -674,19 +748,21 @@ class Connection:
     @property
     def stats(self) -> Stats:
         """The books, as of now; they close at every moment."""
-        buffer, life = self._buffer, self._reconnector
+        buffer, life, handed = self._buffer, self._reconnector, self._outbox.handed
+        with handed.lock:  # what comes from other threads is here or there
+            waiting, waiting_bytes, payload = len(handed.frames), handed.size, handed.payload
         return Stats(
-            accepted=buffer.accepted,
+            accepted=buffer.accepted + waiting,
             sent=buffer.sent,
             uncertain=buffer.uncertain,
             dropped=buffer.dropped,
-            buffered=buffer.buffered,
-            buffered_bytes=buffer.held,
+            buffered=buffer.buffered + waiting,
+            buffered_bytes=buffer.held + waiting_bytes,
             replayed=buffer.replayed,
             in_msgs=life.past_and_present("in_msgs"),
             in_bytes=life.past_and_present("in_bytes"),
-            out_msgs=buffer.accepted,
-            out_bytes=buffer.accepted_bytes,
+            out_msgs=buffer.accepted + waiting,
+            out_bytes=buffer.accepted_bytes + payload,
             in_dropped=self._subscriptions.in_dropped
             + self._requests.late
             + life.past_and_present("in_unknown"),
@@ -717,6 +793,11 @@ class Connection:
             buffer_fill=self._outbox.fill,
             outage=life.outage,
         )
+
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer* every counter and gauge, as of now; see ``gnats.metrics``. Never switches
+        by itself. The option ``observer`` is another thing: it is told the events."""
+        metrics.tell(observer, self.stats, self.health())
 
     @property
     def last_error(self) -> Exception | None:
@@ -794,14 +875,27 @@ class Connection:
         return fields
 
     def _tell(self, name: str, *args: Any) -> None:
-        """Post the user's callback *name*, if there is one."""
+        """Post the user's callback *name*, if there is one, and then the observer's event."""
         callback: Callable[..., Any] | None = getattr(self._options.callbacks, name)
+        observer = self._options.observer
+        event = observer.event if observer is not None else None
+        facts = event and self._facts(name, args)
         if name == "error_cb":
             self._callbacks.post_error(callback, self, *args)
+            self._callbacks.post_bounded(event, self, "error", facts)
         elif name == "discovered_servers_cb":
             self._callbacks.post_bounded(callback, self)
+            self._callbacks.post_bounded(event, self, "discovered_servers", facts)
         else:
             self._callbacks.post(callback, self, *args)
+            self._callbacks.post(event, self, name[: -len("_cb")], facts)
+
+    def _facts(self, name: str, args: tuple[Any, ...]) -> dict[str, Any]:
+        if name == "status_cb":
+            return dict(zip(("old", "new"), args))
+        if name == "disconnected_cb":
+            return {"error": self.last_error}
+        return {"error": args[0]} if name == "error_cb" else {}
 
     def _report(self, error: Exception) -> None:
         self._reconnector.report(error)
@@ -816,6 +910,7 @@ class Connection:
             self._callbacks.post_next(error_cb, self, error)
 
     def _check_open(self, operation: str, draining: bool = False) -> None:
+        self._owner.check(operation)
         if self._outbox.linked and self._drain is None and not self._reconnector.is_closing:
             return
         if self.is_closed or self._reconnector.is_closing:

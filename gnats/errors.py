@@ -126,7 +126,14 @@ class ForkedConnectionError(ConnectionClosedError):
 
 
 class WrongThreadError(Error):
-    """The connection belongs to another thread."""
+    """The connection belongs to another thread. ``operation`` names what was tried."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}: a connection belongs to the thread that connected it; from another one "
+            "only publish, respond and close work. Do it there, or connect here"
+        )
+        self.operation = operation
 
 
 class BadSubscriptionError(Error):

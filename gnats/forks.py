@@ -20,17 +20,17 @@ class Inherited(Protocol):
     """What can live on in a child."""
 
     @property
-    def is_at_home(self) -> bool: ...  # pragma: no cover
+    def _is_at_home(self) -> bool: ...  # pragma: no cover
 
-    def after_fork(self) -> None: ...  # pragma: no cover
+    def _after_fork(self) -> None: ...  # pragma: no cover
 
 
 _living: WeakSet[Inherited] = WeakSet()
 
 
 def watch(heir: Inherited) -> None:
-    """Have ``heir.after_fork()`` called in every child that is forked from now on, as long as
-    *heir* lives. ``heir.is_at_home`` tells whether it has watchers and greenlets on the hub of the
+    """Have ``heir._after_fork()`` called in every child that is forked from now on, as long as
+    *heir* lives. ``heir._is_at_home`` tells whether it has watchers and greenlets on the hub of the
     calling thread. Never switches."""
     _living.add(heir)
 
@@ -38,7 +38,7 @@ def watch(heir: Inherited) -> None:
 def _in_child() -> None:
     heirs = list(_living)
     transport.let_go_of_all()
-    if any(heir.is_at_home for heir in heirs):
+    if any(heir._is_at_home for heir in heirs):
         # The loop shares its epoll set with the parent's until it is told of the fork: what is
         # closed here would be taken off there. gevent.os.fork does the same, a little later;
         # twice does no harm. Not gevent.reinit(): that clears the thread pool away as well, which
@@ -46,7 +46,7 @@ def _in_child() -> None:
         gevent.get_hub().loop.reinit()
     transport.close_all()
     for heir in heirs:
-        heir.after_fork()
+        heir._after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # there is no fork elsewhere

@@ -9,6 +9,7 @@ DESIGN section 5.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import commands
@@ -46,6 +47,8 @@ class Handshake:
         #: The link must become TLS now; call ``secured`` when it is.
         self.awaits_tls = False
         self.used_tls = False  # it did become TLS
+        #: Other servers that were named in clear, in front of TLS: anybody may have put them in.
+        self.unproven: tuple[str, ...] = ()
         #: What came behind the PONG in the same bytes; the reader's first work.
         self.early: list[Event] = []
 
@@ -74,6 +77,9 @@ class Handshake:
         """The link is TLS now; return what must be sent."""
         assert self.info is not None
         self.awaits_tls, self._secured, self.used_tls = False, True, True
+        # They would get our credentials if only they had a certificate of their own.
+        self.unproven = self.info.connect_urls
+        self.info = replace(self.info, connect_urls=())
         return self._connect(self.info)
 
     @property
@@ -118,6 +124,7 @@ class Handshake:
             raise read_refusal(event.text).error
         if isinstance(event, Info):
             first, self.info = self.info is None, event.info
+            self.unproven = ()
             return self._answer_info(event.info) if first else b""
         if self.info is None:
             raise ProtocolError(f"the server opened with {type(event).__name__}, not with INFO")

@@ -15,6 +15,7 @@ from typing import Any, Union
 
 from .backoff import LONGEST
 from .errors import BadSubjectError, OptionError, OptionTypeError
+from .metrics import Observer
 from .subjects import encode_subject
 from .url import Servers, ServerURL, parse_servers
 
@@ -159,6 +160,7 @@ class ConnectionOptions:
     #: ``around(msg, handle)``, in the place of every subscription's callback: it calls ``handle()``
     #: once, and does what belongs before and after: tracing, closing old database connections.
     around: Callable[[Any, Callable[[], Any]], Any] | None = None
+    observer: Observer | None = None  #: is told of every event; see ``gnats.metrics``
 
     user: Secret = field(default=None, repr=False)
     password: Secret = field(default=None, repr=False)
@@ -207,6 +209,7 @@ class ConnectionOptions:
         _int(self, "max_pings_out", at_least=1)
         _int(self, "pending_msgs_limit", "pending_bytes_limit", at_least=1)
         _callables(self, "around")
+        _check_observer(self.observer)
         _bools(self, "verbose", "pedantic", "no_echo")
         _instance(self, "name", str)
         _check_credentials(self)
@@ -419,6 +422,12 @@ def _check_ws_headers(headers: object) -> None:
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS = ("host", "connection", "upgrade", "content-length", "transfer-encoding")
 _HEADER_VALUE = re.compile("(?![\t ])[\t\x20-\x7e\x80-\xff]*(?<![\t ])")
+
+
+def _check_observer(observer: object) -> None:
+    for method in ("counter", "gauge", "event"):
+        if observer is not None and not callable(getattr(observer, method, None)):
+            raise OptionTypeError("observer", f"a method {method!r} is needed (gnats.metrics)")
 
 
 def _check_local_addr(address: object) -> None:

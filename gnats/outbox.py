@@ -2,7 +2,8 @@
 
 Three states, each a limit on the buffer: *linked* (above the high-water mark publish waits),
 *unlinked* (up to ``reconnect_buf_size``, then publish raises), *shut* (publish raises what
-``shut`` was told). ``Connection.publish`` comes here only when the limit is passed.
+``shut`` was told). ``Connection.publish`` comes here only when the limit is passed. What other
+threads publish waits in a ``Handover`` until it is poured into the buffer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from .backoff import Deadline
 from .buffer import OutboundBuffer
 from .errors import ConnectionClosedError, Error, OutboundBufferLimitError
+from .threads import Handover, Owner
 from .waiting import Park, in_hub
 
 # 1 MiB of frames: a batch large enough that joining and sending it costs little per message,
@@ -23,8 +25,10 @@ HIGH_WATER = 1024 * 1024
 class Outbox:
     """Owns the buffer's limit and the publishers that wait for room."""
 
-    def __init__(self, buffer: OutboundBuffer, reconnect_buf_size: int) -> None:
+    def __init__(self, buffer: OutboundBuffer, reconnect_buf_size: int, owner: Owner) -> None:
         self.buffer = buffer
+        self.handed = Handover(owner)
+        self._their_turn = False  # of other threads, where our own wait for room as well
         self._reconnect_buf_size = reconnect_buf_size
         self._linked = False
         self._refusal: Callable[[], Error] | None = _not_connected
@@ -44,13 +48,24 @@ class Outbox:
 
     def shut(self, refusal: Callable[[], Error]) -> None:
         """Publish raises what *refusal* makes; those that wait for room raise it too."""
-        self._refusal = refusal
+        with self.handed.lock:  # whoever was let in before is poured in below
+            self._refusal = refusal
+        self.pour()
         self._changed()
 
     def open(self) -> None:
-        """Take messages again: called once, when the first connect begins."""
+        """Take messages again: called when the first connect begins."""
         self._refusal = None
+        self.handed.open(self._answer)
         self.unlink()
+
+    def end(self) -> None:
+        """Nothing comes from other threads any more: called once it is shut for good."""
+        self.handed.close()
+
+    def disown(self) -> None:
+        """In a forked child: what other threads left is the parent's, and so are they."""
+        self.handed.disown()
 
     @property
     def linked(self) -> bool:
@@ -64,6 +79,8 @@ class Outbox:
 
     def bytes_moved(self) -> None:
         """Bytes have been written, or confirmed: the first who waits may look again."""
+        if self.handed.frames:
+            self._pour_in_turn()
         if self._waiting:
             if self.buffer.size < self._limit:
                 self._waiting[0].wake()
@@ -79,6 +96,54 @@ class Outbox:
             return HIGH_WATER
         # What is kept until a PONG counts too, or its memory would have no bound.
         return min(HIGH_WATER, self._reconnect_buf_size - self.buffer.kept)
+
+    # -- other threads -------------------------------------------------------------------
+
+    def hand_over(self, frame: bytes, payload: int, timeout: float | None) -> None:
+        """Take a message from another thread; *payload* is its bytes of headers and payload.
+        Blocks that thread while there is a link and no room, *timeout* seconds at most. Raises
+        OutboundBufferLimitError, ConnectionClosedError, ConnectionDrainingError."""
+
+        def put() -> bool:
+            return self.handed.put(frame, payload, self._admits_handed)
+
+        deadline = Deadline(timeout)
+        if not put() and not self.handed.wait(put, deadline):
+            raise self._limit_error(
+                len(frame), f"there was none within publish_timeout ({deadline.seconds} s)"
+            )
+
+    def _admits_handed(self, size: int) -> bool:
+        """In the other thread, under its lock."""
+        if self._refusal is not None:
+            raise self._refusal()
+        held = self.handed.size
+        if self._linked:
+            return held == 0 or held + size <= HIGH_WATER
+        if self.buffer.size + held + size > self._reconnect_buf_size:
+            raise self._limit_error(size, "there is no link, and reconnect_buf_size is used up")
+        return True
+
+    def pour(self) -> None:
+        """Put what other threads have handed over into the buffer, room or not: it is bounded by
+        itself. Never switches."""
+        if self.handed.frames:
+            self.buffer.extend(*self.handed.take())
+
+    def _pour_in_turn(self) -> None:
+        """The same where there is room, and by turns with those of our own thread who wait."""
+        if self.buffer.size >= self._limit:
+            return
+        if not self._waiting or self._their_turn:
+            self.pour()
+        self._their_turn = not self._their_turn
+
+    def _answer(self) -> None:
+        """In the hub: another thread has rung."""
+        for run in self.handed.take_calls():
+            run()
+        if self.handed.frames:
+            self._pour_in_turn()
 
     # -- a publisher asks ------------------------------------------------------------------
 
@@ -135,7 +200,10 @@ class Outbox:
         return OutboundBufferLimitError(size, self.buffer.held, limit, why)
 
     def _changed(self) -> None:
+        if self.handed.frames:
+            self._pour_in_turn()
         self._show_limit()
+        self.handed.wake_all()
         if self._waiting:
             self._waiting[0].wake()
 

@@ -139,6 +139,7 @@ class Reconnector:
         end in the next turn of the loop, and who waits for it looks again, or raises *cause*."""
         self._closing = cause
         self._tell = _nothing
+        self._outbox.disown()
         self.status.current = S.closed
         self._outbox.shut(lambda: copy(cause))
         self._requests.fail_all(cause)
@@ -276,6 +277,7 @@ class Reconnector:
         self._failure = self.seeker.gave_up
         self._greenlet = None
         self._outbox.shut(lambda: ConnectionClosedError("not connected: connect() failed"))
+        self._outbox.end()
         self._outbox.buffer.discard()
         self._requests.fail_all(ConnectionClosedError("connect() failed meanwhile"))
         self.status.to(S.disconnected)
@@ -314,6 +316,7 @@ class Reconnector:
         new = self._pool.discover(opened.info.connect_urls)
         session.start()
         logger.info("gnats: connected to %s (link %d)", opened.url, session.generation)
+        self._await_proof(session, opened)
         self._await_replay(session)
         self._tell("connected_cb" if first else "reconnected_cb")
         if new and not first:
@@ -338,6 +341,18 @@ class Reconnector:
             self._bell.ring,
         )
         return self.session
+
+    def _await_proof(self, session: Session, opened: Opened) -> None:
+        """Servers that were named in clear, in front of TLS, join only if the server says nothing
+        of them inside: behind its first PONG it names them all, or is of an older kind, which
+        names them again only when they change."""
+
+        def on_pong(arrived: bool) -> None:
+            if arrived and session.info is opened.info and self._pool.discover(opened.unproven):
+                self._tell("discovered_servers_cb")
+
+        if opened.unproven:
+            session.pings.ping(on_pong)
 
     def _await_replay(self, session: Session) -> None:
         """Until the pending messages have been written, or the link fails under them."""
@@ -411,6 +426,7 @@ class Reconnector:
         self.moves += 1
         move.follow(session)
         session.start()
+        self._await_proof(session, opened)
         if self._pool.discover(opened.info.connect_urls):
             self._tell("discovered_servers_cb")
         self.status_changed.wake_all()
@@ -480,6 +496,7 @@ class Reconnector:
         self._requests.fail_all(closed)
         self._subscriptions.end_all(closed)
         self.status.to(S.closed)
+        self._outbox.end()
         self._tell("closed_cb")
 
     def _last_flush(self, session: Session) -> None:

@@ -114,8 +114,10 @@ class Replies:
         stall: float | None,
         max_msgs: int,
         sentinel: Sentinel | None,
+        check_thread: Callable[[str], None],
     ) -> None:
         self._collector = collector
+        self._check_thread = check_thread  # raises in another thread than the connection's
         self._close = close
         self._subject = subject
         self._deadline = deadline
@@ -131,6 +133,7 @@ class Replies:
     def __next__(self) -> Msg:
         """The next answer. Switches when there is none yet. Raises NoRespondersError,
         ConnectionClosedError, and StopIteration at the end."""
+        self._check_thread("request_many")
         if self._closed:
             raise StopIteration
         try:

@@ -81,6 +81,7 @@ class RoundTrips:
             answers.append(arrived)
             park.wake()
 
+        self._outbox.pour()  # what another thread has published before is before the PING
         session.pings.ping(on_pong)
         park.wait(deadline.remaining())
         if not answers:

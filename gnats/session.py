@@ -66,7 +66,7 @@ def _forget_frames(error: BaseException | None) -> None:
 class Opened:
     """A link whose handshake is over: everything a session starts from."""
 
-    __slots__ = ("early", "info", "parser", "rtt", "secure", "transport", "url")
+    __slots__ = ("early", "info", "parser", "rtt", "secure", "transport", "unproven", "url")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Opened:
         early: list[Event],
         secure: bool = False,
         rtt: float | None = None,
+        unproven: tuple[str, ...] = (),
     ) -> None:
         self.url = url
         self.transport = transport
@@ -85,6 +86,7 @@ class Opened:
         self.early = early
         self.secure = secure  # it is TLS
         self.rtt = rtt  # seconds that the server took for its last answer
+        self.unproven = unproven  # other servers, named in clear in front of TLS
 
 
 def open_link(
@@ -170,8 +172,16 @@ class Opening:
                 asked = time.monotonic()
         assert handshake.info is not None
         secure = first or handshake.used_tls
-        rtt = time.monotonic() - asked
-        return Opened(self._url, self._link, parser, handshake.info, handshake.early, secure, rtt)
+        return Opened(
+            self._url,
+            self._link,
+            parser,
+            handshake.info,
+            handshake.early,
+            secure,
+            time.monotonic() - asked,
+            handshake.unproven,
+        )
 
     def abandon(self) -> None:
         """Close what there is. Never raises, never switches."""

@@ -53,7 +53,16 @@ def enclose(cb: Handler | None, around: Around | None) -> Handler | None:
 class Host:
     """What a subscription needs of its connection, handed down; see ``Connection``."""
 
-    __slots__ = ("answer", "drain_timeout", "flush", "gone", "is_closed", "report", "send_control")
+    __slots__ = (
+        "answer",
+        "check_thread",
+        "drain_timeout",
+        "flush",
+        "gone",
+        "is_closed",
+        "report",
+        "send_control",
+    )
 
     def __init__(
         self,
@@ -64,6 +73,7 @@ class Host:
         is_closed: Callable[[], bool],
         gone: Callable[[], ConnectionClosedError],
         drain_timeout: float,
+        check_thread: Callable[[str], None],
     ) -> None:
         self.answer = answer
         self.flush = flush
@@ -72,6 +82,7 @@ class Host:
         self.is_closed = is_closed
         self.gone = gone  # what to raise when it is
         self.drain_timeout = drain_timeout
+        self.check_thread = check_thread  # raises in another thread than the connection's
 
 
 class Registry(Protocol):
@@ -258,6 +269,7 @@ class Subscription:
         has a callback.
         """
         check_timeout(timeout)
+        self._host.check_thread("next_msg")
         if self._cb is not None:
             raise Error(f"next_msg: the subscription to {self.subject!r} delivers to its callback")
         self._last_reader = getcurrent()
@@ -289,6 +301,7 @@ class Subscription:
         higher one reached it. Ending now gives up what is queued, and counts it in ``dropped``.
         Raises BadSubscriptionError when it has ended already, ConnectionClosedError.
         """
+        self._host.check_thread("unsubscribe")
         self._check_live()
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise BadSubscriptionError(
@@ -314,6 +327,7 @@ class Subscription:
         the handler that called it.
         """
         check_timeout(timeout)
+        self._host.check_thread("drain")
         refuse_in_hub("drain")
         self._check_live()
         deadline = Deadline(self._host.drain_timeout if timeout is None else timeout)

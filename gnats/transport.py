@@ -457,18 +457,20 @@ def dial(host: str, port: int, options: ConnectionOptions, deadline: Deadline) -
     """
     if options.dialer is not None:
         sock = _adopt(options.dialer, host, port, deadline)
-        return Transport(_tuned(sock, options), options.write_timeout)
-    addresses = _resolve(host, port)
+        return Transport(_tuned(sock, options, "the dialer's socket"), options.write_timeout)
     last: Exception | None = None
-    for index, (family, address) in enumerate(addresses):
+    ways = _ways(host, port, options.local_addr)
+    for index, (family, address, local) in enumerate(ways):
         remaining = deadline.remaining()
-        share = None if remaining is None else remaining / (len(addresses) - index)
+        share = None if remaining is None else remaining / (len(ways) - index)
         try:
-            sock = _connect(family, address, share, options.local_addr)
-            return Transport(_tuned(sock, options), options.write_timeout)
-        except OSError as exc:
+            sock = _connect(family, address, share, local, f"{host}:{port}")
+            sock = _tuned(sock, options, f"the socket to {host}:{port}")
+            return Transport(sock, options.write_timeout)
+        except (TransportError, TimeoutError) as exc:
             last = exc
-    raise _translate(last, f"connect to {host}:{port}") from last
+    assert last is not None
+    raise last
 
 
 def _adopt(dialer: Callable[..., Any], host: str, port: int, deadline: Deadline) -> Any:
@@ -484,7 +486,33 @@ def _adopt(dialer: Callable[..., Any], host: str, port: int, deadline: Deadline)
     return sock
 
 
-def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+# (host, port) with IPv4, two numbers more with IPv6.
+_Address = tuple[object, ...]
+
+
+def _ways(
+    host: str, port: int, local_addr: tuple[str, int] | None
+) -> list[tuple[int, _Address, _Address | None]]:
+    """The addresses of *host*, each with its family and the address to connect from. Switches."""
+    addresses = _resolve(host, port)
+    if local_addr is None:
+        return [(family, address, None) for family, address in addresses]
+    here, from_port = local_addr
+    local: dict[int, _Address | None] = {}
+    if here:
+        local.update(_resolve(here, from_port, "local_addr "))
+    else:  # any of ours
+        local.update(dict.fromkeys(_FAMILY.values(), local_addr))
+    ways = [(family, there, local[family]) for family, there in addresses if family in local]
+    if not ways:
+        raise TransportError(
+            f"cannot connect to {host}:{port} from local_addr {here!r}: one is IPv4, one is IPv6"
+        )
+    return ways
+
+
+def _resolve(host: str, port: int, what: str = "") -> list[tuple[int, _Address]]:
+    """Family and address of all that *host* stands for. Switches unless it is an address."""
     try:
         # A literal address needs no resolver, whose first use starts gevent's thread pool.
         ip = ipaddress.ip_address(host)
@@ -496,46 +524,59 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no host name"
-        raise TransportError(f"cannot resolve {host!r}: {reason}") from exc
-    unique: list[tuple[int, tuple[object, ...]]]
+        raise TransportError(f"cannot resolve {what}{host!r}: {reason}") from exc
+    unique: list[tuple[int, _Address]]
     unique = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     if not unique:
-        raise TransportError(f"cannot resolve {host!r}: it has no address")
+        raise TransportError(f"cannot resolve {what}{host!r}: it has no address")
     random.shuffle(unique)  # so that many clients spread over the addresses of one name
     return unique
 
 
 def _connect(
-    family: int,
-    address: tuple[object, ...],
-    timeout: float | None,
-    local_addr: tuple[str, int] | None,
+    family: int, address: _Address, timeout: float | None, local: _Address | None, name: str
 ) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    """A socket connected to *address*, which is *name* in errors. Switches."""
+    doing = f"connect to {name}"
+    sock = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         sock.settimeout(timeout)
-        if local_addr is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(local_addr)
+        if local is not None:
+            _bind(sock, local)
         sock.connect(address)
         if sock.getsockname() == sock.getpeername():
             # A port of the ephemeral range on which nobody listens can answer itself.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
-    except BaseException:
-        sock.close()
+    except BaseException as exc:
+        if sock is not None:
+            sock.close()
+        if isinstance(exc, OSError):
+            raise _translate(exc, doing) from exc
         raise
     return sock
 
 
-def _tuned(sock: socket.socket, options: ConnectionOptions) -> socket.socket:
-    """Make *sock* ready: it never blocks, sends at once, and the kernel watches it if asked to."""
+def _bind(sock: socket.socket, local: _Address) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(local)
+    except OSError as exc:
+        raise _translate(exc, f"connect from local_addr {local[0]!r}, port {local[1]}") from exc
+
+
+def _tuned(sock: socket.socket, options: ConnectionOptions, name: str) -> socket.socket:
+    """Make *sock*, which is *name* in errors, ready: it never blocks, sends at once, and the
+    kernel watches it if asked to. It is closed when that fails. Never switches."""
     try:
         sock.settimeout(0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _watch(sock, options)
-    except BaseException:
+    except BaseException as exc:
         sock.close()
+        if isinstance(exc, OSError):
+            raise _translate(exc, f"set the options of {name}") from exc
         raise
     return sock
 
@@ -556,10 +597,12 @@ def _watch(sock: socket.socket, options: ConnectionOptions) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
-def _translate(exc: BaseException | None, doing: str) -> Exception:
+def _translate(exc: BaseException, doing: str) -> Exception:
     """The operating system's error in our words; the caller keeps it as the cause."""
     if isinstance(exc, socket.timeout):
         return TimeoutError(f"timed out: {doing}")
+    if isinstance(exc, socket.gaierror):  # its numbers are no errno
+        return TransportError(f"cannot {doing}: {exc.strerror}")
     if isinstance(exc, OSError) and exc.errno is not None:
         return TransportError(f"cannot {doing}: {os.strerror(exc.errno)}")
     return TransportError(f"cannot {doing}: {exc}")

@@ -149,6 +149,18 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(f"{SEED}:{request.node.nodeid}")
 
 
+# --- certificates ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Any:
+    """An `Authority` of this test alone, whose files are in *tmp_path*."""
+    pytest.importorskip("trustme")
+    from authority import Authority
+
+    return Authority(tmp_path)
+
+
 # --- leaks ---------------------------------------------------------------------------------------
 
 # Filled by a callback of gevent: a walk over gc.get_objects() instead takes 12 ms per test.

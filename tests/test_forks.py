@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -16,6 +16,7 @@ import gevent.os
 import gevent.subprocess
 import pytest
 from gevent import monkey
+from native import Native
 
 import gnats
 from gnats.errors import ConnectionClosedError, ForkedConnectionError
@@ -85,6 +86,14 @@ def books(conn: gnats.Connection) -> tuple[int, int, int]:
     return stats.accepted, stats.connects, stats.disconnects
 
 
+@pytest.fixture
+def conn(nats_server: NatsServer) -> Iterator[gnats.Connection]:
+    """The parent's, to a server of this test alone."""
+    conn = gnats.connect(nats_server.url, **FAST)
+    yield conn
+    conn.close()
+
+
 # -- each lives on -------------------------------------------------------------------------------
 
 
@@ -137,13 +146,63 @@ def test_parent_and_child_live_on(nats_server: NatsServer, fork: Any) -> None:
     conn.close()
 
 
+def test_a_fork_while_threads_publish(shared_nats_server: NatsServer) -> None:
+    """The child is a process of one thread: locks that the others held must not hold it."""
+    conn = gnats.connect(shared_nats_server.url)
+    stopping: list[bool] = []
+
+    def publish() -> int:
+        number = 0
+        while not stopping:
+            conn.publish("threads.parent", b"%d" % number)
+            number += 1
+        return number
+
+    def work() -> Any:
+        conn.publish("threads.child")
+        conn.flush(5)
+        ours = books(conn)
+        conn.close()
+        return list(ours)
+
+    threads = [Native(publish) for _ in range(2)]
+    wait_until(lambda: conn.stats.accepted > 1000)
+    for _ in range(5):
+        assert Child(work).result() == [1, 1, 0]
+    stopping.append(True)
+    accepted = sum(thread.join() for thread in threads)
+    conn.flush(5)
+    assert conn.stats.sent == accepted
+    conn.close()
+
+
+def test_a_fork_in_another_thread(shared_nats_server: NatsServer) -> None:
+    """There, that thread is the only one: the connection is its own."""
+    conn = gnats.connect(shared_nats_server.url)
+    sub = conn.subscribe("threads.fork")
+    conn.flush(5)
+
+    def work() -> Any:
+        conn.publish("threads.fork", b"by the child")
+        assert conn.flush(5)
+        data = sub.next_msg(5).data.decode()
+        conn.close()
+        return data
+
+    def fork_there() -> Child:
+        return Child(work)
+
+    assert Native(fork_there).join().result() == "by the child"
+    assert sub.next_msg(5).data == b"by the child"
+    conn.close()
+
+
 def handled_here(conn: gnats.Connection) -> int:
     """Messages that the handlers of *conn* have published: both processes answer in the group."""
     return conn.stats.accepted - 2
 
 
-def test_what_waits_is_the_parents(nats_server: NatsServer) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
+def test_what_waits_is_the_parents(conn: gnats.Connection, nats_server: NatsServer) -> None:
     sub = conn.subscribe("once")
     seen = conn.subscribe("seen")
     conn.publish("seen", b"queued")
@@ -170,11 +229,9 @@ def test_what_waits_is_the_parents(nats_server: NatsServer) -> None:
     numbers.remove(b"child")
     assert numbers == [b"%d" % number for number in range(20)]
     assert books(conn) == (21, 1, 0)
-    conn.close()
 
 
-def test_a_limit_goes_on_in_each(nats_server: NatsServer) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
+def test_a_limit_goes_on_in_each(conn: gnats.Connection, nats_server: NatsServer) -> None:
     sub = conn.subscribe("few", max_msgs=5)
     other = gnats.connect(nats_server.url)
 
@@ -194,7 +251,6 @@ def test_a_limit_goes_on_in_each(nats_server: NatsServer) -> None:
 
     assert Child(work).result() == 4
     assert len(list(sub)) == 4
-    conn.close()
     other.close()
 
 
@@ -239,8 +295,7 @@ def test_without_reconnect_after_fork_every_call_says_so(
 
 
 @pytest.mark.parametrize("ending", ["close", "drain"])
-def test_a_child_of_one_that_ends_has_an_end(nats_server: NatsServer, ending: str) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
+def test_a_child_of_one_that_ends_has_an_end(conn: gnats.Connection, ending: str) -> None:
     inside = gevent.event.Event()
     go_on = gevent.event.Event()
 
@@ -306,8 +361,7 @@ def test_in_the_middle_of_a_handshake(nats_server: NatsServer) -> None:
     conn.close()
 
 
-def test_while_the_server_is_away(nats_server: NatsServer) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
+def test_while_the_server_is_away(conn: gnats.Connection, nats_server: NatsServer) -> None:
     sub = conn.subscribe("s")
     nats_server.kill()
     wait_until(lambda: conn.is_reconnecting)
@@ -326,7 +380,6 @@ def test_while_the_server_is_away(nats_server: NatsServer) -> None:
     conn.flush(10)
     assert {sub.next_msg(5).data for _ in range(1)} <= {b"parent", b"child"}
     assert books(conn) == (1, 2, 1)
-    conn.close()
 
 
 def test_inside_a_handler_and_a_callback(nats_server: NatsServer) -> None:
@@ -350,8 +403,9 @@ def test_inside_a_handler_and_a_callback(nats_server: NatsServer) -> None:
     conn.close()
 
 
-def test_calls_that_were_under_way_end_in_the_child(nats_server: NatsServer) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
+def test_calls_that_were_under_way_end_in_the_child(
+    conn: gnats.Connection, nats_server: NatsServer
+) -> None:
     sub = conn.subscribe("s")
     conn.subscribe("mute", cb=lambda msg: None)
     conn.flush()
@@ -383,26 +437,19 @@ def test_calls_that_were_under_way_end_in_the_child(nats_server: NatsServer) -> 
     assert reading.get(timeout=5).data == b"mine"
     gevent.killall(list(calls.values()))
     assert conn.stats.disconnects == 0
-    conn.close()
 
 
 @pytest.mark.parametrize("way", ["tls", "ws"])
-def test_over_tls_and_websocket(way: str, tmp_path: Any) -> None:
-    trustme = pytest.importorskip("trustme")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    issued = authority.issue_cert("127.0.0.1")
-    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
-    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+def test_over_tls_and_websocket(way: str, authority: Any) -> None:
     port = free_port()
     config = (
-        f'tls {{ cert_file: "{tmp_path}/cert.pem", key_file: "{tmp_path}/key.pem" }}'
+        authority.config("127.0.0.1")
         if way == "tls"
         else f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}'
     )
     with NatsServer(config=config) as server:
         url = server.url if way == "tls" else f"ws://127.0.0.1:{port}"
-        tls = gnats.TLSOptions(ca=tmp_path / "ca.pem") if way == "tls" else None
+        tls = authority.trusted if way == "tls" else None
         conn = gnats.connect(url, tls=tls, **FAST)
         sub = conn.subscribe("s")
 
@@ -420,9 +467,7 @@ def test_over_tls_and_websocket(way: str, tmp_path: Any) -> None:
         conn.close()
 
 
-def test_the_childs_own_child(nats_server: NatsServer) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
-
+def test_the_childs_own_child(conn: gnats.Connection) -> None:
     def grandchild() -> Any:
         conn.flush(5)
         return os.getpid()
@@ -438,12 +483,10 @@ def test_the_childs_own_child(nats_server: NatsServer) -> None:
     assert Child(work).result()
     conn.flush(5)
     assert conn.stats.disconnects == 0
-    conn.close()
 
 
 @pytest.mark.parametrize("module", [subprocess, gevent.subprocess], ids=lambda m: m.__name__)
-def test_a_program_that_is_run_changes_nothing(nats_server: NatsServer, module: Any) -> None:
-    conn = gnats.connect(nats_server.url, **FAST)
+def test_a_program_that_is_run_changes_nothing(conn: gnats.Connection, module: Any) -> None:
     sub = conn.subscribe("s")
     for preexec in (None, lambda: None):
         conn.publish("s", b"x")
@@ -453,7 +496,6 @@ def test_a_program_that_is_run_changes_nothing(nats_server: NatsServer, module: 
         assert sub.next_msg(5).data == b"x"
     conn.flush(5)
     assert (conn.stats.disconnects, conn.stats.connects) == (0, 1)
-    conn.close()
 
 
 # -- again and again -----------------------------------------------------------------------------

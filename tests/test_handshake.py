@@ -20,7 +20,7 @@ from gnats.errors import (
 )
 from gnats.handshake import Handshake
 from gnats.info import ServerInfo
-from gnats.parser import Parser
+from gnats.parser import Info, Parser
 
 pytestmark = pytest.mark.sansio
 
@@ -239,6 +239,30 @@ def test_nothing_in_clear_stands_behind_the_info_of_tls(
     with pytest.raises(ProtocolError):
         handshake.feed(info + behind)
     assert not handshake.done
+
+
+def test_servers_that_are_named_in_clear_are_not_believed_once_it_is_tls() -> None:
+    named = b'"connect_urls":["10.0.0.1:4222"]}\r\n'
+    handshake = Handshake(Parser(), lambda _: {})
+    handshake.feed(b'INFO {"tls_required":true,"max_payload":7,' + named)
+    handshake.secured()
+    assert handshake.info is not None
+    assert (handshake.info.connect_urls, handshake.info.max_payload) == ((), 7)
+    assert handshake.unproven == ("10.0.0.1:4222",)
+    handshake.feed(b"PONG\r\nINFO {" + named)
+    (again,) = handshake.early
+    assert isinstance(again, Info)
+    assert again.info.connect_urls == ("10.0.0.1:4222",)
+    handshake = Handshake(Parser(), lambda _: {})
+    handshake.feed(b'INFO {"tls_required":true,' + named)
+    handshake.secured()
+    handshake.feed(b"INFO {}\r\nPONG\r\n")  # inside: this is what holds
+    assert (handshake.done, handshake.unproven) == (True, ())
+    for secured in (False, True):  # where nothing better comes, and where all is TLS
+        handshake = Handshake(Parser(), lambda _: {}, secured=secured)
+        handshake.feed(b"INFO {" + named)
+        assert handshake.info is not None
+        assert handshake.info.connect_urls == ("10.0.0.1:4222",)
 
 
 def test_a_server_without_tls_is_refused_where_tls_is_wanted() -> None:

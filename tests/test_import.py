@@ -346,7 +346,7 @@ def test_signatures_of_a_connection(name: str) -> None:
 def test_signature_of_subscribe() -> None:
     parameters = _bare(gnats.Connection.subscribe).parameters
     first = ["self", "subject", "queue", "cb", "max_msgs", "pending_msgs_limit"]
-    assert list(parameters) == [*first, "pending_bytes_limit", "concurrency"]
+    assert list(parameters) == [*first, "pending_bytes_limit", "concurrency", "around"]
     for name in ("max_msgs", "pending_msgs_limit", "pending_bytes_limit", "concurrency"):
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters["queue"].default == ""

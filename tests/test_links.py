@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
+import sys
 from typing import Any
 
 import gevent
@@ -62,12 +65,13 @@ def test_a_unix_socket_through_a_dialer(nats_server: NatsServer, tmp_path: Any) 
     def relay() -> None:
         near, _ = listener.accept()
         far = socket.create_connection(("127.0.0.1", nats_server.port))
-        gevent.joinall([gevent.spawn(pump, near, far), gevent.spawn(pump, far, near)])
+        with near, far:
+            gevent.joinall([gevent.spawn(pump, near, far), gevent.spawn(pump, far, near)])
 
     def pump(source: Any, sink: Any) -> None:
         while data := source.recv(65536):
             sink.sendall(data)
-        sink.close()
+        sink.shutdown(socket.SHUT_WR)
 
     def dialer(host: str, port: int, timeout: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -79,7 +83,7 @@ def test_a_unix_socket_through_a_dialer(nats_server: NatsServer, tmp_path: Any) 
         sub = conn.subscribe("a")
         conn.publish("a", b"x" * 500_000)
         assert len(sub.next_msg(5).data) == 500_000
-    relaying.kill()
+    relaying.join(5)
     listener.close()
 
 
@@ -104,6 +108,32 @@ def test_a_dialer_that_returns_no_socket() -> None:
     assert "str" in str(error)
 
 
+def test_a_name_that_a_dialer_cannot_resolve_is_told_in_words() -> None:
+    error = failure(dialer=lambda *_: socket.create_connection(("nowhere.invalid", 1)))
+    assert isinstance(error, TransportError)
+    assert isinstance(error.__cause__, socket.gaierror)
+    assert error.__cause__.strerror in str(error)
+    assert "Unknown error" not in str(error)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, None], ids=["UDP", "closed"])
+def test_a_dialers_socket_that_bears_no_options(kind: int | None) -> None:
+    """Its OSError is translated like every other, and the socket is not left open."""
+    returned = []
+
+    def dialer(*_: Any) -> socket.socket:
+        returned.append(socket.socket(socket.AF_INET, kind or socket.SOCK_STREAM))
+        if kind is None:
+            returned[-1].close()
+        return returned[-1]
+
+    error = failure(dialer=dialer)
+    assert isinstance(error, TransportError)
+    assert isinstance(error.__cause__, OSError)
+    assert "the dialer's socket" in str(error)
+    assert [sock.fileno() for sock in returned] == [-1]
+
+
 def test_a_dialer_that_never_returns_is_bounded_by_connect_timeout() -> None:
     assert isinstance(failure(dialer=lambda *_: gevent.sleep(60)), TimeoutError)
 
@@ -119,8 +149,88 @@ def test_a_local_address(nats_server: NatsServer) -> None:
         assert sockets_of(conn).getsockname()[0] == "127.0.0.1"
 
 
-def test_a_local_address_that_is_not_ours() -> None:
-    assert isinstance(failure(local_addr=("192.0.2.1", 0)), TransportError)
+def test_a_local_address_by_its_name(nats_server: NatsServer) -> None:
+    """It is resolved like a server's name, and never by a call that holds the whole process."""
+    with gnats.connect(nats_server.url, local_addr=("localhost", 0)) as conn:
+        assert sockets_of(conn).getsockname()[0] == "127.0.0.1"
+    with gnats.connect(nats_server.url, local_addr=("", 0)) as conn:
+        assert sockets_of(conn).getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("192.0.2.1", os.strerror(errno.EADDRNOTAVAIL)),
+        ("nowhere.invalid", "cannot resolve"),
+        ("a..b", "no host name"),
+        ("ho\x00st", "cannot resolve"),
+        ("::1", "IPv6"),
+    ],
+    ids=["not ours", "unknown", "no name", "NUL", "another family"],
+)
+def test_a_local_address_that_cannot_be_used(address: str, words: str) -> None:
+    error = failure(local_addr=(address, 0))
+    assert isinstance(error, TransportError)
+    assert f"local_addr {address!r}" in str(error)
+    assert words in str(error)
+    assert "Unknown error" not in str(error)
+
+
+def test_a_local_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        error = failure(local_addr=("127.0.0.1", port))
+    assert isinstance(error, TransportError)
+    assert f"local_addr '127.0.0.1', port {port}" in str(error)
+    assert os.strerror(errno.EADDRINUSE) in str(error)
+
+
+def test_only_addresses_that_the_local_one_can_reach_are_tried(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(host: str, port: int, *_: Any) -> Any:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr("gnats.transport.socket.getaddrinfo", resolve)
+    monkeypatch.setattr("gnats.transport.random.shuffle", lambda addresses: None)
+    local = ("127.0.0.1", 0)
+    with gnats.connect(f"nats://both.example:{nats_server.port}", local_addr=local) as conn:
+        assert sockets_of(conn).getpeername() == ("127.0.0.1", nats_server.port)
+    nats_server.kill()
+    with pytest.raises(NoServersError, match=os.strerror(errno.ECONNREFUSED)):
+        gnats.connect(f"nats://both.example:{nats_server.port}", local_addr=local)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits of Linux")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tcp_keepalive": 32_767}, ("TCP_KEEPIDLE", 32_767)),
+        ({"tcp_keepalive": 0.01}, ("TCP_KEEPIDLE", 1)),
+        ({"tcp_user_timeout": 2_147_483}, ("TCP_USER_TIMEOUT", 2_147_483_000)),
+        ({"tcp_user_timeout": 0.0001}, ("TCP_USER_TIMEOUT", 1)),
+    ],
+    ids=str,
+)
+def test_the_kernel_takes_what_the_options_take(
+    nats_server: NatsServer, options: dict[str, Any], told: tuple[str, int]
+) -> None:
+    with gnats.connect(nats_server.url, **options) as conn:
+        name, value = told
+        option = getattr(socket, name)
+        assert sockets_of(conn).getsockopt(socket.IPPROTO_TCP, option) == value
+        assert conn.flush(5)
+
+
+def test_the_highest_local_port(nats_server: NatsServer) -> None:
+    with gnats.connect(nats_server.url, local_addr=("127.0.0.1", 65_535)) as conn:
+        assert sockets_of(conn).getsockname() == ("127.0.0.1", 65_535)
+        assert conn.flush(5)
 
 
 def test_what_the_kernel_is_told(nats_server: NatsServer) -> None:

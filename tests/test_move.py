@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -13,7 +15,16 @@ import gnats
 from gnats.errors import NoRespondersError, TimeoutError
 from gnats.message import Msg
 from gnats.move import Echoes, Seen
-from gnats.testing import ClientGone, FakeClient, FakeServer, Frame, NatsCluster, serve, wait_until
+from gnats.testing import (
+    ChaosProxy,
+    ClientGone,
+    FakeClient,
+    FakeServer,
+    Frame,
+    NatsCluster,
+    serve,
+    wait_until,
+)
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
 
@@ -167,6 +178,112 @@ def _reaches_the_subscriber(server: Any) -> bool:
 
 def _has_left(conn: gnats.Connection, port: int) -> bool:
     return conn.connected_url is not None and conn.connected_url.port != port
+
+
+class Torrent:
+    """Numbers, published as fast as it goes, *ahead* of those that have arrived at most."""
+
+    def __init__(self, url: str, ahead: int, size: int) -> None:
+        self.got: list[int] = []
+        self.count = 0
+        self._ahead = ahead
+        self._padding = b"x" * size
+        self._conn = gnats.connect(url)
+        self._greenlet: Any = None
+
+    def take(self, msg: Msg) -> None:
+        self.got.append(int(msg.data.partition(b" ")[0]))
+
+    def start(self) -> None:
+        self._greenlet = gevent.spawn(self._run)
+        self.await_more(1000)
+
+    def _run(self) -> None:
+        while True:
+            for _ in range(100):
+                self._conn.publish("n", b"%d %b" % (self.count, self._padding))
+                self.count += 1
+            gevent.sleep(0)
+            while self.lag >= self._ahead:
+                gevent.sleep(0.001)
+
+    @property
+    def lag(self) -> int:
+        return self.count - len(self.got)
+
+    def await_more(self, count: int) -> None:
+        wanted = len(self.got) + count
+        wait_until(lambda: len(self.got) >= wanted, 10)
+
+    def end(self) -> None:
+        """All has arrived, each once and in its order."""
+        self.await_more(1000)
+        self._greenlet.kill()
+        self._conn.flush(10)
+        wait_until(lambda: len(self.got) >= self.count, 10)
+        gevent.sleep(0.05)  # a double would come behind
+        assert self.got == list(range(self.count))
+        self._conn.close()
+
+
+@contextlib.contextmanager
+def a_torrent(
+    cluster: NatsCluster, urls: list[str], ahead: int, size: int = 0
+) -> Iterator[tuple[Torrent, gnats.Connection]]:
+    """From the last server of *cluster* to a subscriber at the first of *urls*, who must hear of
+    no loss, and miss nothing."""
+    told: list[Any] = []
+    torrent = Torrent(cluster.urls[-1], ahead, size)
+    conn = gnats.connect(
+        urls,
+        ignore_discovered_servers=True,
+        error_cb=lambda _, exc: told.append(exc),
+        disconnected_cb=lambda _: told.append("lost"),
+        **FAST,
+    )
+    conn.subscribe("n", cb=torrent.take)
+    conn.subscribe("ready", cb=lambda msg: msg.respond(b""))  # the last to be known
+    wait_until(lambda: all(map(_reaches_the_subscriber, cluster)), 10)
+    torrent.start()
+    yield torrent, conn
+    torrent.end()
+    assert told == []
+    assert (conn.stats.disconnects, conn.stats.in_dropped) == (0, 0)
+    conn.close()
+
+
+def test_a_flood_is_moved_whole() -> None:
+    with NatsCluster(2, lame_duck_grace_period=10) as cluster:
+        with a_torrent(cluster, cluster.urls, 20_000) as (torrent, conn):
+            before = len(torrent.got)
+            cluster[0].lame_duck()
+            wait_until(lambda: _has_left(conn, cluster[0].port), 15)
+            assert len(torrent.got) - before > 5000  # it went on all the while
+
+
+def test_a_move_from_the_far_end_of_a_slow_line() -> None:
+    """The last word of the old server stands behind a second of messages."""
+    rate = 400_000
+    with NatsCluster(2, lame_duck_grace_period=10) as cluster, ChaosProxy(cluster.urls[0]) as proxy:
+        urls = [proxy.url, cluster.urls[1]]
+        with a_torrent(cluster, urls, rate // 200, 180) as (torrent, conn):
+            proxy.throttle(rate)
+            wait_until(lambda: torrent.lag >= rate // 200)
+            before = len(torrent.got)
+            cluster[0].lame_duck()
+            wait_until(lambda: _has_left(conn, proxy.port), 15)
+            assert len(torrent.got) - before > rate // 400  # over the slow line
+
+
+@pytest.mark.parametrize("bound", ["MOST_BYTES", "MOST_HELD"])
+def test_what_is_held_has_a_bound(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At which the settling is over, however long it should last."""
+    monkeypatch.setattr("gnats.move.SETTLE", 60.0)
+    monkeypatch.setattr(f"gnats.move.{bound}", 2000)
+    with NatsCluster(3, lame_duck_grace_period=10) as cluster:
+        with a_torrent(cluster, cluster.urls[:2], 5000) as (_, conn):
+            cluster[0].lame_duck()
+            wait_until(lambda: _has_left(conn, cluster[0].port), 10)
 
 
 # -- step by step, against servers that do as they are told -------------------------------------

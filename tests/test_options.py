@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import ssl
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ def group(kind: type) -> Kind:
     return Kind([kind()], [None, {}, 5, "x", [], kind], [])
 
 
+OBSERVER = types.SimpleNamespace(counter=print, gauge=print, event=print)
+
+
 class Field(NamedTuple):
     home: str  # "" for ConnectionOptions itself
     default: Any
@@ -99,6 +103,7 @@ FIELDS = {
     "pending_msgs_limit": Field("", 512 * 1024, number(1)),
     "pending_bytes_limit": Field("", 64 * MIB, number(1)),
     "around": Field("", None, CALLBACK),
+    "observer": Field("", None, Kind([None, OBSERVER], [0, True, "x", print, object()], [])),
     "user": Field("", None, SECRET),
     "password": Field("", None, SECRET),
     "token": Field("", None, SECRET),
@@ -134,7 +139,11 @@ FIELDS = {
     "local_addr": Field(
         "",
         None,
-        Kind([None, ("127.0.0.1", 0)], ["127.0.0.1", ("a",), ("a", "b"), ("a", True), (1, 2)], []),
+        Kind(
+            [None, ("127.0.0.1", 0), ("h", 65_535)],
+            ["127.0.0.1", ("a",), ("a", "b"), ("a", True), (1, 2)],
+            [],
+        ),
     ),
     "tcp_keepalive": Field("", None, OPTIONAL_POSITIVE),
     "tcp_user_timeout": Field("", None, OPTIONAL_POSITIVE),
@@ -267,6 +276,33 @@ def test_together_across_what_was_set_before() -> None:
         from_fields(base, {"reconnect_max_wait": 5.0})
     with pytest.raises(OptionError):
         from_fields(base, {"reconnect_wait": 30.0})
+
+
+# -- what the kernel takes ---------------------------------------------------------------
+
+# tests/test_links.py makes connections with what is just inside.
+LIMITS = [
+    ("tcp_keepalive", 32_767, 32_767.5, "at most 32767 seconds"),
+    ("tcp_keepalive", 32_767.0, 32_768, "at most 32767 seconds"),
+    ("tcp_user_timeout", 2_147_483, 2_147_483.5, "at most 2147483 seconds"),
+    ("tcp_user_timeout", 2_147_483.0, 2_147_484, "at most 2147483 seconds"),
+    ("local_addr", ("127.0.0.1", 0), ("127.0.0.1", -1), "0 to 65535"),
+    ("local_addr", ("127.0.0.1", 65_535), ("127.0.0.1", 65_536), "0 to 65535"),
+]
+
+
+@pytest.mark.parametrize(("name", "inside", "outside", "cure"), LIMITS, ids=str)
+def test_the_limits_of_the_kernel(name: str, inside: Any, outside: Any, cure: str) -> None:
+    """Told when the options are built, by the field's name, and not at every attempt."""
+    assert getattr(ConnectionOptions(**{name: inside}), name) == inside
+    with pytest.raises(OptionError) as caught:
+        ConnectionOptions(**{name: outside})
+    assert not isinstance(caught.value, OptionTypeError)
+    assert caught.value.option == name
+    assert name in str(caught.value)
+    assert cure in str(caught.value)
+    wrong = outside[1] if name == "local_addr" else outside
+    assert str(wrong) in str(caught.value)
 
 
 # -- servers -----------------------------------------------------------------------------

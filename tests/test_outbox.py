@@ -13,6 +13,7 @@ from gnats import errors
 from gnats.buffer import OutboundBuffer
 from gnats.outbox import HIGH_WATER, Outbox
 from gnats.testing import FakeClient, FakeServer, NatsServer, wait_until
+from gnats.threads import Owner
 
 SLACK = 0.7
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
@@ -23,7 +24,7 @@ class Desk:
 
     def __init__(self, reconnect_buf_size: int = 1000) -> None:
         self.buffer = OutboundBuffer()
-        self.outbox = Outbox(self.buffer, reconnect_buf_size)
+        self.outbox = Outbox(self.buffer, reconnect_buf_size, Owner())
         self.accepted: list[int] = []
 
     def put(self, size: int, timeout: float | None = None, name: int = 0) -> None:
@@ -323,7 +324,7 @@ def test_a_publisher_that_waits_when_the_link_is_lost(nats_server: NatsServer) -
 def keeper() -> Desk:
     desk = Desk(reconnect_buf_size=3 * HIGH_WATER)
     desk.buffer = OutboundBuffer(keep=True)
-    desk.outbox = Outbox(desk.buffer, 3 * HIGH_WATER)
+    desk.outbox = Outbox(desk.buffer, 3 * HIGH_WATER, Owner())
     desk.outbox.open()
     desk.outbox.link()
     return desk

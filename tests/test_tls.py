@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import resource
+import shutil
 import ssl as standard_ssl
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 
 import gevent
 import pytest
-import trustme
+from authority import Authority
 from cryptography.hazmat.primitives import serialization
-from gevent import ssl
+from gevent import socket, ssl
+from gevent.subprocess import Popen
 
 import gnats
 from gnats.errors import (
@@ -24,7 +26,7 @@ from gnats.errors import (
     SecureConnWantedError,
     TLSError,
 )
-from gnats.testing import FakeClient, NatsServer, serve, wait_until
+from gnats.testing import FakeClient, NatsCluster, NatsServer, free_port, serve, wait_until
 from gnats.transport import make_context
 
 FAST: dict[str, Any] = {
@@ -35,43 +37,6 @@ FAST: dict[str, Any] = {
 }
 SECRET: dict[str, Any] = {"user": "ada", "password": "s3cret"}
 RECORD = b"\x16\x03"  # how a TLS handshake begins
-
-
-class Authority:
-    """A certificate authority, and files of what it issued."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ca = trustme.CA()
-        self.ca = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(self.ca)
-
-    def issue(self, *names: str, **options: Any) -> tuple[str, str]:
-        """Files of a certificate and its key."""
-        issued = self._ca.issue_cert(*names, **options)
-        stem = names[0].replace("*", "_").replace(":", "_")
-        cert, key = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
-        issued.cert_chain_pems[0].write_to_path(cert)
-        issued.private_key_pem.write_to_path(key)
-        return str(cert), str(key)
-
-    def server_context(self, *names: str, **options: Any) -> Any:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*self.issue(*names, **options))
-        return context
-
-    def config(self, *names: str, extra: str = "") -> str:
-        cert, key = self.issue(*names)
-        return f'tls {{ cert_file: "{cert}", key_file: "{key}", timeout: 5 {extra} }}'
-
-    @property
-    def trusted(self) -> gnats.TLSOptions:
-        return gnats.TLSOptions(ca=self.ca)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def failure(url: str, **options: Any) -> Exception:
@@ -184,6 +149,29 @@ def test_the_name_that_a_certificate_must_be_for(fake_server: Any, authority: Au
     gnats.connect(server.url, **options).close()
 
 
+@pytest.mark.parametrize("option", ["the URL", "tls_hostname"])
+def test_a_name_in_full_is_the_name_of_its_certificate(authority: Authority, option: str) -> None:
+    """A trailing dot is of the name system; certificates do not have it."""
+    asked: list[str] = []
+
+    def dialer(host: str, port: int, timeout: float) -> socket.socket:
+        asked.append(host)
+        return socket.create_connection(("127.0.0.1", port), timeout)
+
+    host = "localhost." if option == "the URL" else "127.0.0.1"
+    options: dict[str, Any] = {"tls": authority.trusted, "dialer": dialer}
+    if option == "tls_hostname":
+        options["tls_hostname"] = "localhost."
+    with NatsServer(config=authority.config("localhost")) as server:
+        with gnats.connect(f"tls://{host}:{server.port}", **options) as conn:
+            assert conn.rtt() < 5
+    assert asked == [host]  # as it was written: the dot tells a resolver not to search
+    with NatsServer(config=authority.config("other.example")) as server:
+        error = failure(f"tls://{host}:{server.port}", **options)
+    assert isinstance(error, CertificateError)
+    assert error.host == "localhost"
+
+
 def test_once_it_was_tls_it_stays_tls(fake_server: Any, authority: Authority) -> None:
     """A server that offers none any more is not spoken to, though nobody asked for TLS by name:
     the first server had required it."""
@@ -213,6 +201,114 @@ def test_a_server_that_requires_tls_is_given_it_unasked(authority: Authority) ->
     """With the system's authorities: ours is not one of them, so it is refused, by name."""
     with NatsServer(config=authority.config("127.0.0.1")) as server:
         assert isinstance(failure(server.url), CertificateError)
+
+
+# -- servers that are announced -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["connect", "reconnect"])
+def test_a_server_that_is_announced_in_clear_does_not_join_the_pool(
+    fake_server: Any, authority: Authority, first: bool
+) -> None:
+    """It was put in by somebody on the way: one with a certificate of its own would be told our
+    credentials at the next loss."""
+    context = authority.server_context("localhost")
+    foreign = fake_server(strict=False)
+
+    def forged(client: FakeClient) -> None:
+        client.send_info(tls_required=True, connect_urls=[f"foreign.example:{foreign.port}"])
+        client.start_tls(context)
+        client.expect("CONNECT")
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        client.send_info(tls_required=True)  # as a real one does
+        client.serve()
+
+    plain = secure(authority, "localhost")
+    server = fake_server([forged] if first else [plain, forged])
+    told: list[Any] = []
+    conn = gnats.connect(
+        f"tls://localhost:{server.port}",
+        tls=authority.trusted,
+        discovered_servers_cb=told.append,
+        **SECRET,
+        **FAST,
+    )
+    if not first:
+        server.clients[0].reset()
+        wait_until(lambda: conn.stats.reconnects == 1, 10)
+    assert conn.flush(5)
+    assert [url.host for url in conn.servers] == ["localhost"]
+    # What the server says of others inside TLS is believed.
+    server.clients[-1].send_info(connect_urls=["127.0.0.1:1", f"127.0.0.1:{server.port}"])
+    wait_until(lambda: told == [conn])
+    assert {url.address for url in conn.discovered_servers} == {
+        "127.0.0.1:1",
+        f"127.0.0.1:{server.port}",
+    }
+    conn.close()
+    assert not foreign.clients
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_older_server_names_them_in_clear_only(
+    fake_server: Any, authority: Authority, cut: bool
+) -> None:
+    """They join when it has answered once more, and not before."""
+    context = authority.server_context("localhost")
+    answering: list[bool] = []
+
+    def old(client: FakeClient) -> None:
+        client.send_info(tls_required=True, connect_urls=["10.0.0.1:4222"])
+        client.start_tls(context)
+        client.expect("CONNECT")
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        client.expect("PING")
+        wait_until(lambda: bool(answering), 10)
+        if cut:
+            client.close()
+            return
+        client.send(b"PONG\r\n")
+        client.serve()
+
+    server = fake_server(old)
+    told: list[Any] = []
+    conn = gnats.connect(
+        f"tls://localhost:{server.port}",
+        tls=authority.trusted,
+        discovered_servers_cb=told.append,
+        allow_reconnect=False,
+        **SECRET,
+    )
+    assert conn.discovered_servers == []
+    answering.append(True)
+    if cut:
+        wait_until(lambda: conn.is_closed, 10)
+        assert conn.discovered_servers == []
+    else:
+        wait_until(lambda: told == [conn], 10)
+        assert [url.address for url in conn.discovered_servers] == ["10.0.0.1:4222"]
+    conn.close()
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["INFO in clear", "handshake first"])
+def test_a_cluster_over_tls_announces_its_servers(authority: Authority, first: bool) -> None:
+    """A real server says them inside TLS, right behind its first PONG; and one is used."""
+    config = authority.config("127.0.0.1", extra=", handshake_first: true" if first else "")
+    with NatsCluster(2, config=config, expect_info=not first) as cluster:
+        conn = gnats.connect(
+            cluster.urls[0],
+            tls=authority.trusted,
+            tls_handshake_first=first,
+            **FAST,
+        )
+        (other,) = wait_until(lambda: conn.discovered_servers)
+        assert other.port == cluster[1].port
+        cluster[0].kill()
+        wait_until(lambda: conn.connected_url is not None and conn.connected_url == other, 10)
+        assert conn.flush(5)
+        conn.close()
 
 
 # -- contexts, whoever made them ------------------------------------------------------------------
@@ -264,6 +360,85 @@ def test_the_oldest_version_is_1_2_and_may_be_1_3() -> None:
     assert gnats.transport.make_context(gnats.TLSOptions()).minimum_version == 0x0303
     newest = gnats.transport.make_context(gnats.TLSOptions(minimum_version="1.3"))
     assert newest.minimum_version == 0x0304
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_nothing_is_renegotiated(version: str, verify: bool) -> None:
+    context = make_context(gnats.TLSOptions(minimum_version=version, verify=verify))
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+class OpenSSLServer:
+    """OpenSSL's own server, over TLS 1.2, typed to by the test: it can ask to renegotiate."""
+
+    def __init__(self, authority: Authority) -> None:
+        cert, key = authority.issue("127.0.0.1")
+        self.port = free_port()
+        self.output = b""
+        self._process: Any = Popen(
+            [
+                *("openssl", "s_server", "-accept", f"127.0.0.1:{self.port}"),
+                *("-cert", cert, "-key", key, "-tls1_2", "-state"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._reading = gevent.spawn(self._read)
+
+    def _read(self) -> None:
+        while piece := self._process.stdout.read1(65536):
+            self.output += piece
+
+    def await_output(self, words: bytes) -> None:
+        wait_until(lambda: words in self.output, 10)
+
+    def type(self, text: bytes) -> None:
+        self._process.stdin.write(text)
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reading.get(timeout=5)
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_a_server_that_asks_to_renegotiate_is_refused(authority: Authority) -> None:
+    server = OpenSSLServer(authority)
+    try:
+        server.await_output(b"ACCEPT")
+
+        def talk() -> None:
+            server.await_output(b"Secure Renegotiation IS supported")
+            server.type(b'INFO {"max_payload":1000}\r\n')
+            server.await_output(b"PING")
+            server.type(b"+OK\r\nPONG\r\n")  # a leading P would be a command
+
+        talking = gevent.spawn(talk)
+        conn = gnats.connect(
+            f"tls://127.0.0.1:{server.port}",
+            tls=authority.trusted,
+            tls_handshake_first=True,
+            allow_reconnect=False,
+        )
+        talking.get(timeout=5)
+        server.type(b"R\n")
+        server.await_output(b"write hello request")
+
+        def refused() -> bool:
+            if conn.is_connected:
+                conn.publish("a", b"x")  # what is refused is told with the next record
+            return b"alert read:warning:no renegotiation" in server.output
+
+        wait_until(refused, 10)
+        assert conn.wait_for_status("closed", 10)
+        assert isinstance(conn.last_error, TLSError)
+    finally:
+        server.close()
 
 
 def test_files_are_read_anew_at_every_attempt(authority: Authority) -> None:
