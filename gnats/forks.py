@@ -26,6 +26,7 @@ class Inherited(Protocol):
 
 
 _living: WeakSet[Inherited] = WeakSet()
+_pid = os.getpid()  # of the process that those who live are at home in
 
 
 def watch(heir: Inherited) -> None:
@@ -35,7 +36,17 @@ def watch(heir: Inherited) -> None:
     _living.add(heir)
 
 
+def catch_up() -> None:
+    """Do now what a fork that Python did not hear of has left undone: a server written in C, such
+    as uWSGI, may fork without running Python's hooks. Nothing to do: costs a comparison. Never
+    switches."""
+    if _pid != os.getpid():
+        _in_child()
+
+
 def _in_child() -> None:
+    global _pid
+    _pid = os.getpid()
     heirs = list(_living)
     transport.let_go_of_all()
     if any(heir._is_at_home for heir in heirs):

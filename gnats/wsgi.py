@@ -2,7 +2,8 @@
 
 It decides when the connection is made (at first use, or ``start``), how long the first requests
 wait for a link, and how a worker process lets go of it. It never decides how the link is kept:
-that is the connection's own affair. Uses the public face of gnats only.
+that is the connection's own affair. Uses the public face of gnats, and no more of the rest than to
+learn of a fork.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from weakref import WeakSet
 import gevent
 
 import gnats
+
+from . import forks
 
 __all__ = ["Nats", "handlers_wait_for_start", "health_app", "start_all", "stop_all"]
 
@@ -189,6 +192,7 @@ class Nats:
     def _begin(self) -> gnats.Connection:
         """Have a connection under way in this process. Nothing here switches, so that any number
         of greenlets that come first begin one connection."""
+        forks.catch_up()
         conn = self._bound()
         if conn.is_closed:  # stopped before the fork: this process has its own
             conn = self._take(gnats.Connection(conn.options))
@@ -237,6 +241,8 @@ class Nats:
                 conn.wait_for_status(gnats.ConnectionStatus.connected, left)
             except gnats.errors.TimeoutError:
                 self._tell_once(conn)
+            except gnats.errors.WrongThreadError:
+                pass  # publish is handed over at once, the rest is refused by name
         return conn
 
     def _tell_once(self, conn: gnats.Connection) -> None:

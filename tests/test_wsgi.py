@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import gevent
 import pytest
+from native import Native
 
 import gnats
 import gnats.wsgi
@@ -26,6 +28,7 @@ from gnats.errors import (
     OptionError,
     OutboundBufferLimitError,
     TimeoutError,
+    WrongThreadError,
 )
 from gnats.testing import NatsServer, free_port, wait_until
 
@@ -368,10 +371,15 @@ def test_start_all_and_stop_all(
 # -- forks ---------------------------------------------------------------------------------
 
 
-def in_child(work: Callable[[], Any]) -> Any:
+def fork_unheard() -> int:
+    """As a server written in C does it: Python's hooks do not run."""
+    return int(ctypes.PyDLL(None).fork())
+
+
+def in_child(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Any:
     """What *work* returns in a forked child."""
     end, there = os.pipe()
-    if os.fork() == 0:
+    if fork() == 0:
         try:
             with gevent.Timeout(15.0):
                 said = json.dumps({"result": work()})
@@ -390,8 +398,11 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("fork", [os.fork, fork_unheard], ids=["fork", "unheard"])
 @pytest.mark.parametrize("before", ["unused", "used", "stopped"])
-def test_each_process_has_its_own(make: Make, nats_server: NatsServer, before: str) -> None:
+def test_each_process_has_its_own(
+    make: Make, nats_server: NatsServer, before: str, fork: Callable[[], int]
+) -> None:
     nats = make(nats_server.url)
     nats.subscription("pid")(lambda msg: msg.respond(str(os.getpid())))
     if before != "unused":
@@ -410,13 +421,29 @@ def test_each_process_has_its_own(make: Make, nats_server: NatsServer, before: s
             nats.stop()
             return [os.getpid(), pids]
 
-        child, pids = in_child(work)
+        child, pids = in_child(work, fork)
         own = [os.getpid()] if before == "used" else []
         assert pids == sorted([child, *own])
         assert sub.next_msg().data == b"here"
     if before == "used":
         assert int(nats.request("pid").data) == os.getpid()
         assert nats.connection.stats.connects == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("fork", [os.fork, fork_unheard], ids=["fork", "unheard"])
+def test_children_have_inboxes_of_their_own(
+    make: Make, nats_server: NatsServer, fork: Callable[[], int]
+) -> None:
+    nats = make(nats_server.url)
+
+    def work() -> str:
+        inbox = nats.connection.new_inbox()
+        nats.stop()
+        return inbox
+
+    inboxes = {in_child(work, fork) for _ in range(3)}
+    assert len({inbox[: len("_INBOX.") + 12] for inbox in inboxes}) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -438,6 +465,30 @@ def test_a_child_waits_for_its_own_link(make: Make, nats_server: NatsServer) -> 
     first, second = in_child(work)
     assert 0.35 <= first < 0.4 + PAUSE
     assert second < 0.35
+
+
+# -- other threads -------------------------------------------------------------------------
+
+
+def test_another_thread_publishes_without_waiting(make: Make) -> None:
+    server = NatsServer()
+    nats = make(server.url, connect_wait=30.0)
+    got: list[bytes] = []
+    nats.subscription("from.thread")(lambda msg: got.append(msg.data))
+    nats.start()
+    began = monotonic()
+    Native(nats.publish, "from.thread", b"here").join_blocking()
+    assert monotonic() - began < PAUSE
+    for refused in (nats.request, nats.flush):
+        with pytest.raises(WrongThreadError):
+            Native(refused, "from.thread" if refused == nats.request else 5.0).join_blocking()
+    assert monotonic() - began < 2 * PAUSE
+    try:
+        server.start()
+        wait_until(lambda: got == [b"here"])
+        nats.stop()
+    finally:
+        server.close()
 
 
 # -- health --------------------------------------------------------------------------------
