@@ -1,4 +1,5 @@
-"""gunicorn as a child process of a test, and the HTTP client that puts it under load.
+"""A web server as a child process of a test, such as gunicorn, and the HTTP client that puts it
+under load.
 
 Signals go to processes that it started or that its log names as workers, by id.
 """
@@ -67,22 +68,19 @@ def get(port: int, path: str, timeout: float = 20.0) -> Answer | None:
     return Answer(int(head.split()[1]), body.decode())
 
 
-class Gunicorn:
-    """``gunicorn -k gevent`` with *arguments*; ``log`` is all that it has written."""
+class WebServer:
+    """*command* as a child process; ``log`` is all that it has written."""
 
-    def __init__(self, folder: Path, target: str, arguments: list[str], nats_url: str) -> None:
-        self.port = free_port()
-        self._log = folder / f"gunicorn-{self.port}.log"
-        conf = folder / "conf.py"
-        if not conf.exists():
-            conf.write_text(CONF, encoding="utf-8")
+    #: What its log says of a worker that begins, and of one that has come to the end of its hook.
+    BEGUN = ""
+    ENDED_WELL = ""
+
+    def __init__(self, folder: Path, port: int, command: list[str], nats_url: str) -> None:
+        self.port = port
+        self._log = folder / f"log-{port}"
         with open(self._log, "wb") as output:
             self.process = Popen(
-                [
-                    *(sys.executable, "-m", "gunicorn", "-k", "gevent"),
-                    *("-c", str(conf), "-b", f"127.0.0.1:{self.port}"),
-                    *("--pythonpath", str(TESTS), *arguments, target),
-                ],
+                command,
                 stdout=output,
                 stderr=STDOUT,
                 cwd=folder,
@@ -96,12 +94,12 @@ class Gunicorn:
     @property
     def workers(self) -> list[int]:
         """The pids of all workers, living and dead, oldest first."""
-        return [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", self.log)]
+        return [int(pid) for pid in re.findall(self.BEGUN, self.log)]
 
     @property
     def ended_well(self) -> list[int]:
-        """The pids of the workers that have come to the end of worker_exit."""
-        return [int(pid) for pid in re.findall(r"worker (\d+) has ended well", self.log)]
+        """The pids of the workers that have come to the end of their last hook."""
+        return [int(pid) for pid in re.findall(self.ENDED_WELL, self.log)]
 
     def get(self, path: str) -> Answer | None:
         return get(self.port, path)
@@ -120,7 +118,7 @@ class Gunicorn:
         return seen
 
     def signal(self, number: int) -> None:
-        """To the arbiter."""
+        """To the process that watches over the workers."""
         os.kill(self.process.pid, number)
 
     def kill_worker(self, pid: int) -> None:
@@ -144,6 +142,47 @@ class Gunicorn:
         if self.process.poll() is None:
             self.process.kill()  # its workers see that their parent has changed, and leave
             self.process.wait()
+
+
+class Gunicorn(WebServer):
+    """``gunicorn -k gevent`` with *arguments*."""
+
+    BEGUN = r"Booting worker with pid: (\d+)"
+    ENDED_WELL = r"worker (\d+) has ended well"
+
+    def __init__(self, folder: Path, target: str, arguments: list[str], nats_url: str) -> None:
+        port = free_port()
+        conf = folder / "conf.py"
+        if not conf.exists():
+            conf.write_text(CONF, encoding="utf-8")
+        command = [
+            *(sys.executable, "-m", "gunicorn", "-k", "gevent"),
+            *("-c", str(conf), "-b", f"127.0.0.1:{port}"),
+            *("--pythonpath", str(TESTS), *arguments, target),
+        ]
+        super().__init__(folder, port, command, nats_url)
+
+
+class UWSGI(WebServer):
+    """``uwsgi --gevent`` with *arguments*; what is written into its ``fifo`` commands it."""
+
+    BEGUN = r"pawned uWSGI worker \d+ \((?:new )?pid: (\d+)"
+    ENDED_WELL = r"goodbye to the gevent Hub on worker \d+ \(pid: (\d+)\)"
+
+    def __init__(self, folder: Path, target: str, arguments: list[str], nats_url: str) -> None:
+        port = free_port()
+        self._fifo = folder / f"fifo-{port}"
+        command = [
+            *(sys.executable, "-c", "import pyuwsgi; pyuwsgi.run()"),
+            *("--master", "--need-app", "--die-on-term", "--gevent", "100"),
+            *("--http-socket", f"127.0.0.1:{port}", "--master-fifo", str(self._fifo)),
+            *("--pythonpath", str(TESTS), "--module", target, *arguments),
+        ]
+        super().__init__(folder, port, command, nats_url)
+
+    def command(self, letter: str) -> None:
+        """``w``: new workers, in good order; ``q``: the end, in good order."""
+        self._fifo.write_text(letter, encoding="utf-8")
 
 
 @contextmanager
@@ -199,3 +238,15 @@ class Load:
         """No more; waits for those under way."""
         self._going = False
         gevent.joinall(self._greenlets, timeout=PATIENCE, raise_error=True)
+
+
+@contextmanager
+def uwsgi(
+    folder: Path, nats_url: str, *arguments: str, target: str = "uwsgi_app:app"
+) -> Iterator[UWSGI]:
+    """A uWSGI that runs *target* until the end of the block."""
+    running = UWSGI(folder, target, list(arguments), nats_url)
+    try:
+        yield running
+    finally:
+        running.end()
