@@ -23,7 +23,15 @@ import gnats
 
 from . import forks
 
-__all__ = ["Nats", "handlers_wait_for_start", "health_app", "start_all", "stop_all"]
+__all__ = [
+    "Nats",
+    "flush_all",
+    "handlers_wait_for_start",
+    "has_handlers",
+    "health_app",
+    "start_all",
+    "stop_all",
+]
 
 logger = logging.getLogger("gnats")
 
@@ -188,6 +196,16 @@ class Nats:
         if self._conn is not None:
             own = self._stop_timeout
             self.stop(own if at_most is None else min(own, at_most))
+
+    def _has_buffered(self) -> bool:
+        conn = self._conn
+        return conn is not None and self._is_begun(conn) and conn.stats.buffered > 0
+
+    def _flush_within(self, at_most: float) -> None:
+        try:
+            self.flush(at_most)
+        except gnats.errors.Error as exc:
+            logger.warning("gnats: not sent yet: %s", exc)
 
     def _begin(self) -> gnats.Connection:
         """Have a connection under way in this process. Nothing here switches, so that any number
@@ -426,6 +444,21 @@ def stop_all(at_most: float | None = None) -> None:
     """``stop`` every Nats of this process, all at once. For the hook of a worker's end. Switches.
     Each gets its ``stop_timeout``, and not more than *at_most* seconds."""
     gevent.joinall([gevent.spawn(nats._stop_within, at_most) for nats in list(_living)])
+
+
+def flush_all(at_most: float) -> None:
+    """Send what is buffered in every Nats of this process, all at once, each within *at_most* seconds.
+
+    For the end of a task, in a process whose loop stands still between tasks. Switches only when
+    there is something to send. What is not sent stays buffered; one line in the log, at WARNING,
+    says so."""
+    full = [nats for nats in list(_living) if nats._has_buffered()]
+    gevent.joinall([gevent.spawn(nats._flush_within, at_most) for nats in full])
+
+
+def has_handlers() -> bool:
+    """Whether any Nats of this process has declared handlers. Never switches."""
+    return any(nats._declared for nats in list(_living))
 
 
 # -- health over HTTP ------------------------------------------------------------------------
