@@ -447,7 +447,7 @@ def stop_all(at_most: float | None = None) -> None:
 
 
 def flush_all(at_most: float) -> None:
-    """Send what is buffered in every Nats of this process, all at once, each within *at_most* seconds.
+    """Send what is buffered in every Nats of this process, all at once, each in *at_most* seconds.
 
     For the end of a task, in a process whose loop stands still between tasks. Switches only when
     there is something to send. What is not sent stays buffered; one line in the log, at WARNING,

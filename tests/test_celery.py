@@ -282,7 +282,7 @@ def test_it_ends_within_its_bound_without_a_server(
     began = monotonic()
     worker.terminate()
     worker.await_end()
-    assert monotonic() - began < 5.0 + 2.0 + 5.0  # stop_timeout, handlers, Celery itself
+    assert monotonic() - began < 5.0 + 2.0 + 15.0  # stop_timeout, handlers, Celery by itself
     assert "gnats: stopped: drain did not end" in worker.log
     worker.assert_clean()
 
