@@ -7,6 +7,7 @@ its exit status when one message is withheld.
 from __future__ import annotations
 
 import ast
+import csv
 import importlib.util
 import json
 import os
@@ -238,6 +239,30 @@ def test_flask_app(tmp_path: Path, nats_server: NatsServer) -> None:
         _assert_good_end(example)
 
 
+@pytest.mark.frameworks
+def test_django_app(tmp_path: Path, nats_server: NatsServer) -> None:
+    with under_gunicorn("django_app:app", tmp_path, nats_server) as (example, port):
+        _await_both_workers(nats_server)
+        assert http(port, "/health")[0] == 200
+        for _ in range(10):
+            assert http(port, "/orders", b"pears") == (202, b"accepted\n")
+        done: dict[int, list[str]] = {}
+
+        def all_told() -> bool:
+            told = json.loads(http(port, "/orders")[1])
+            done[told["worker"]] = told["done"]
+            return sum(map(len, done.values())) == 10
+
+        wait_until(all_told, PATIENCE)
+        nats_server.kill()
+        wait_until(lambda: http(port, "/health")[0] == 503, PATIENCE)
+        assert http(port, "/orders", b"pears") == (202, b"accepted\n")
+        nats_server.restart()
+        wait_until(lambda: http(port, "/health")[0] == 200, PATIENCE)
+        _await_both_workers(nats_server)
+        _assert_good_end(example)
+
+
 def _await_both_workers(server: NatsServer) -> None:
     """Until they have handlers. One that is told to stop in the moment of its birth is deaf to it,
     and has to be killed by the arbiter in the end."""
@@ -246,6 +271,45 @@ def _await_both_workers(server: NatsServer) -> None:
 
 def _subscribed(server: NatsServer) -> int:
     return sum(one["subscriptions"] > 0 for one in server.connz()["connections"])
+
+
+@pytest.mark.frameworks
+def test_celery_app(tmp_path: Path, nats_server: NatsServer) -> None:
+    more = {
+        "NATS_URL": nats_server.url,
+        "QUEUE_FOLDER": str(tmp_path / "queue"),
+        "PYTHONPATH": str(EXAMPLES),
+    }
+    arguments = ["-m", "celery", "-A", "celery_app", "worker", "-P", "gevent", "-l", "INFO"]
+    worker = Running(arguments, tmp_path / "worker", more)
+    try:
+        worker.await_text(" ready.")
+        client = Running([str(EXAMPLES / "celery_app.py")], tmp_path / "output", more)
+        try:
+            output = client.await_end()
+        finally:
+            client.end()
+        _assert_good_end(worker)
+    finally:
+        worker.end()
+    assert set(output.splitlines()) >= {"1 * 1 = 1", "2 * 2 = 4", "3 * 3 = 9", "tasks done: 3"}
+
+
+@pytest.mark.frameworks
+def test_locustfile(tmp_path: Path, nats_server: NatsServer) -> None:
+    arguments = ["-m", "locust", "-f", str(EXAMPLES / "locustfile.py"), "--headless"]
+    arguments += ["-u", "20", "-r", "20", "-t", "3s", "--csv", "load"]
+    running = Running(arguments, tmp_path / "output", {"NATS_URL": nats_server.url})
+    try:
+        output = running.await_end()
+    finally:
+        running.end()
+    assert "Traceback" not in output
+    with open(tmp_path / "load_stats.csv", encoding="utf-8", newline="") as file:
+        rows = {row["Name"]: row for row in csv.DictReader(file)}
+    for name in ("request", "publish"):
+        assert int(rows[name]["Request Count"]) > 50
+        assert int(rows[name]["Failure Count"]) == 0
 
 
 @contextmanager
@@ -308,8 +372,13 @@ EACH = sorted(path for path in EXAMPLES.glob("*.py") if path != GUNICORN_CONF)
 def test_a_beginner_can_read_it(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     doc = ast.get_docstring(ast.parse(source)) or ""
-    by_python, by_gunicorn = f"python examples/{path.name}", f"gunicorn.conf.py {path.stem}:app"
-    assert by_python in doc or by_gunicorn in doc
+    ways = (
+        "python examples/{0}.py",
+        "gunicorn.conf.py {0}:app",
+        "celery -A {0} worker",
+        "locust -f {0}.py",
+    )
+    assert any(way.format(path.stem) in doc for way in ways)
     assert source.isascii()
     if path != DEMO:
         assert len(source.splitlines()) < 40
