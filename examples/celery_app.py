@@ -13,7 +13,7 @@ from gnats.contrib.celery import connect_signals
 connect_signals()  # a worker connects when it starts; when it ends it sends what is buffered
 URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 nats = gnats.wsgi.Nats(URL)
-folder = os.environ.get("QUEUE_FOLDER", "/tmp/gnats-celery")  # a broker that needs no server
+folder = os.environ.get("QUEUE_FOLDER", "queue")  # a broker that needs no server
 os.makedirs(folder, exist_ok=True)
 app = Celery("celery_app", broker="filesystem://")
 app.conf.broker_transport_options = {f"data_folder_{way}": folder for way in ("in", "out")}

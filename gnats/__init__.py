@@ -6,6 +6,7 @@ Importing it starts nothing and touches no hub. ``connect`` is the way in.
 from . import errors
 from ._version import __version__
 from .connection import Connection, connect
+from .forks import after_fork
 from .headers import Headers
 from .health import Health
 from .info import ServerInfo
@@ -31,6 +32,7 @@ __all__ = [
     "Subscription",
     "TLSOptions",
     "__version__",
+    "after_fork",
     "connect",
     "errors",
 ]

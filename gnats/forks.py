@@ -36,10 +36,12 @@ def watch(heir: Inherited) -> None:
     _living.add(heir)
 
 
-def catch_up() -> None:
-    """Do now what a fork that Python did not hear of has left undone: a server written in C, such
-    as uWSGI, may fork without running Python's hooks. Nothing to do: costs a comparison. Never
-    switches."""
+def after_fork() -> None:
+    """In a child of a fork that Python did not hear of, do what is done after every other fork.
+
+    A server written in C, such as uWSGI, may fork without running Python's hooks: call this in the
+    child, before anything else. Where it is not needed it does nothing. Never switches.
+    """
     if _pid != os.getpid():
         _in_child()
 

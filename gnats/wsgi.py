@@ -2,8 +2,7 @@
 
 It decides when the connection is made (at first use, or ``start``), how long the first requests
 wait for a link, and how a worker process lets go of it. It never decides how the link is kept:
-that is the connection's own affair. Uses the public face of gnats, and no more of the rest than to
-learn of a fork.
+that is the connection's own affair. Uses the public face of gnats only.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from weakref import WeakSet
 import gevent
 
 import gnats
-
-from . import forks
 
 __all__ = [
     "Nats",
@@ -210,7 +207,7 @@ class Nats:
     def _begin(self) -> gnats.Connection:
         """Have a connection under way in this process. Nothing here switches, so that any number
         of greenlets that come first begin one connection."""
-        forks.catch_up()
+        gnats.after_fork()
         conn = self._bound()
         if conn.is_closed:  # stopped before the fork: this process has its own
             conn = self._take(gnats.Connection(conn.options))

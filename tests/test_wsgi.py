@@ -447,6 +447,28 @@ def test_children_have_inboxes_of_their_own(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("fork", [os.fork, fork_unheard], ids=["fork", "unheard"])
+def test_a_plain_connection_is_told_of_a_fork(
+    nats_server: NatsServer, fork: Callable[[], int]
+) -> None:
+    with gnats.connect(nats_server.url) as conn:
+        inbox = conn.new_inbox()
+
+        def work() -> list[Any]:
+            gnats.after_fork()
+            gnats.after_fork()  # once is enough, twice is the same
+            conn.flush(5.0)
+            conn.close()
+            return [conn.stats.connects, conn.new_inbox()]
+
+        connects, other = in_child(work, fork)
+        assert connects == 1
+        assert other[: len("_INBOX.") + 12] != inbox[: len("_INBOX.") + 12]
+        conn.flush(5.0)
+        assert (conn.stats.connects, conn.is_connected) == (1, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_waits_for_its_own_link(make: Make, nats_server: NatsServer) -> None:
     nats = make(nats_server.url, connect_wait=0.4)
     nats.flush()

@@ -12,14 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import gevent
 
 import gnats.errors
 import gnats.wsgi
-from gnats import forks
-from gnats.backoff import Deadline
 
 try:
     import uwsgi
@@ -45,7 +44,7 @@ def worker_start() -> None:
     """Make up for a fork that Python has not heard of, connect in the background, and subscribe
     what was declared. Never switches. In a mule or a spooler handlers wait for ``start``: their
     loops do not run by themselves."""
-    forks.catch_up()
+    gnats.after_fork()
     if uwsgi.worker_id() == 0:
         gnats.wsgi.handlers_wait_for_start()
     else:
@@ -67,8 +66,8 @@ def worker_exit() -> None:
 
 
 def _end(at_most: float) -> None:
-    deadline = Deadline(min(REQUESTS, at_most))
-    while _is_busy() and not deadline.expired:
+    enough = monotonic() + min(REQUESTS, at_most)
+    while _is_busy() and monotonic() < enough:
         gevent.sleep(LOOK_EVERY)
     gnats.wsgi.stop_all(at_most)
 
