@@ -194,15 +194,17 @@ class Nats:
             own = self._stop_timeout
             self.stop(own if at_most is None else min(own, at_most))
 
-    def _has_buffered(self) -> bool:
+    def _has_to_flush(self, linked_only: bool) -> bool:
         conn = self._conn
-        return conn is not None and self._is_begun(conn) and conn.stats.buffered > 0
+        if conn is None or not self._is_begun(conn):
+            return False
+        return conn.is_connected or (not linked_only and conn.stats.buffered > 0)
 
     def _flush_within(self, at_most: float) -> None:
         try:
             self.flush(at_most)
         except gnats.errors.Error as exc:
-            logger.warning("gnats: not sent yet: %s", exc)
+            logger.warning("gnats: the server has not confirmed yet: %s", exc)
 
     def _begin(self) -> gnats.Connection:
         """Have a connection under way in this process. Nothing here switches, so that any number
@@ -443,14 +445,15 @@ def stop_all(at_most: float | None = None) -> None:
     gevent.joinall([gevent.spawn(nats._stop_within, at_most) for nats in list(_living)])
 
 
-def flush_all(at_most: float) -> None:
-    """Send what is buffered in every Nats of this process, all at once, each in *at_most* seconds.
+def flush_all(at_most: float, linked_only: bool = False) -> None:
+    """``flush`` every Nats of this process, all at once, each in *at_most* seconds. Switches.
 
-    For the end of a task, in a process whose loop stands still between tasks. Switches only when
-    there is something to send. What is not sent stays buffered; one line in the log, at WARNING,
-    says so."""
-    full = [nats for nats in list(_living) if nats._has_buffered()]
-    gevent.joinall([gevent.spawn(nats._flush_within, at_most) for nats in full])
+    For a process whose loop stands still between tasks. One that has no link is waited for when it
+    has something to send, and not at all with *linked_only*. A server that does not answer in time
+    is told in one line of the log, at WARNING; what is not sent stays buffered.
+    """
+    asked = [nats for nats in list(_living) if nats._has_to_flush(linked_only)]
+    gevent.joinall([gevent.spawn(nats._flush_within, at_most) for nats in asked])
 
 
 def has_handlers() -> bool:

@@ -246,6 +246,25 @@ def test_the_server_is_killed_and_comes_back(
     worker.assert_clean()
 
 
+def test_a_child_of_prefork_whose_link_ended_between_two_tasks(
+    tasks: ModuleType, start: Start, nats_server: NatsServer, witness: Witness
+) -> None:
+    worker = start("prefork", 1)
+    for number in range(1, 4):
+        result(tasks, "/publish", number)
+        witness.await_all({number})  # though no other task has come
+        nats_server.restart()
+        links = number + 1
+        wait_until(lambda wanted=links: witness.conn.stats.connects == wanted, PATIENCE)
+        wait_until(lambda: witness.conn.is_connected, PATIENCE)
+        witness.conn.flush()
+    result(tasks, "/publish", 4)
+    witness.await_all({4})
+    worker.terminate()
+    worker.await_end()
+    worker.assert_clean()
+
+
 # -- the end of a worker -------------------------------------------------------------------
 
 

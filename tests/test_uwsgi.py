@@ -185,6 +185,9 @@ def test_nothing_accepted_is_lost(
             jobs.kill()
             for load in loads:
                 load.stop()
+        if end is recycled:
+            # One that is told to stop while it loads the application says no goodbye.
+            wait_until(lambda: len(roll_call(witness.conn, 2)) == 2, PATIENCE, lambda: web.log)
         web.end()
         for load in loads:
             assert load.accepted

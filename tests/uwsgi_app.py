@@ -18,6 +18,6 @@ def ended() -> None:
 uwsgi.post_fork_hook = started
 uwsgi.atexit = ended
 
-from web_app import app  # noqa: E402, F401
-
+# isort: off
 import gnats.contrib.uwsgi  # noqa: E402, F401  # after our hooks: it calls what was there
+from web_app import app  # noqa: E402, F401  # after the import above: it may use its Nats at once

@@ -5,8 +5,8 @@
     connect_signals()
 
 It decides when, never how. Under ``-P gevent`` all is there. Under prefork and solo the loop stands
-still between tasks: a task may publish and request, and what it has published is sent before it is
-over, but declared handlers are not started. Eventlet and threads are refused, in the log.
+still between tasks: a task may publish and request, and the server has what it has published before
+it is over, but declared handlers are not started. Eventlet and threads are refused, in the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import gevent
 from celery import concurrency, signals
 
 import gnats.wsgi
@@ -23,13 +22,9 @@ __all__ = ["connect_signals"]
 
 logger = logging.getLogger("gnats")
 
-# Seconds that a task may take longer when the server does not take what it has published: as long
-# as a publish may wait for room.
+# Seconds that a task may take longer, before it and after it, when the server does not answer: as
+# long as a publish may wait for room.
 FLUSH = 1.0
-
-# Seconds for the loop before a task: an end of the link, or a PING, that came in the meantime is
-# seen then. A timer, since a bare switch does not look at sockets.
-TURN = 0.001
 
 _is_loop_still = False
 
@@ -70,8 +65,8 @@ def _process_init(**_more: Any) -> None:
 
 
 def _task_prerun(**_more: Any) -> None:
-    if _is_loop_still:
-        gevent.sleep(TURN)
+    if _is_loop_still:  # a link that has ended since the last task is found out now
+        gnats.wsgi.flush_all(FLUSH, linked_only=True)
 
 
 def _task_postrun(**_more: Any) -> None:
