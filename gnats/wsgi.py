@@ -121,13 +121,16 @@ class Nats:
             raise gnats.errors.Error("configure: the connection is in use, call stop() first")
         connect_wait = _seconds("connect_wait", connect_wait)
         stop_timeout = _seconds("stop_timeout", stop_timeout)
+        if options is not None and not isinstance(options, gnats.ConnectionOptions):
+            raise TypeError(f"options: ConnectionOptions is needed, not {type(options).__name__}")
         laid = _lay_under(options, fields, fail_fast)
-        around = self._surround(laid.get("around", getattr(options, "around", None)))
+        around = self._surround(laid.get("around", options.around if options else None))
         if around is not None:
             laid["around"] = around
         if servers is not None:
             laid["servers"] = servers
         self._take(gnats.Connection(options, **laid))
+        self._pid = None
         self._connect_wait = connect_wait
         self._stop_timeout = stop_timeout
         self._fail_fast = fail_fast
@@ -439,9 +442,8 @@ def health_app(nats: Nats | gnats.Connection) -> Callable[[Environ, StartRespons
         health = nats.health()
         asks_live = environ.get("PATH_INFO", "").rstrip("/").endswith("/live")
         good = health.is_live if asks_live else health.is_ready
-        report = dataclasses.asdict(health)
-        report.update(live=health.is_live, ready=health.is_ready)
-        body = _respond(start_response, "200 OK" if good else "503 Service Unavailable", report)
+        status = "200 OK" if good else "503 Service Unavailable"
+        body = _respond(start_response, status, health.as_dict())
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else body
 
     return serve
@@ -453,7 +455,7 @@ def _respond(
     report: dict[str, Any],
     more: Iterable[tuple[str, str]] = (),
 ) -> list[bytes]:
-    body = json.dumps(report, default=str).encode()
+    body = json.dumps(report).encode()
     headers = [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
@@ -477,8 +479,8 @@ def _lay_under(
         )
     laid = {**fields, "retry_on_failed_connect": True}
     for name, value in DEFAULTS.items():
-        if options is None or _is_default(options, name):
-            laid.setdefault(name, value)
+        if name not in laid and (options is None or _is_default(options, name)):
+            laid[name] = value
     if not isinstance(fail_fast, bool):
         raise gnats.errors.OptionTypeError("fail_fast", f"True or False, not {fail_fast!r}")
     if fail_fast:
@@ -489,10 +491,10 @@ def _lay_under(
 
 
 def _is_default(options: gnats.ConnectionOptions, name: str) -> bool:
-    group = "reconnect" if hasattr(options.reconnect, name) else ""
-    if group:
-        return bool(getattr(options.reconnect, name) == getattr(gnats.ReconnectOptions(), name))
-    return bool(getattr(options, name) == getattr(gnats.ConnectionOptions(), name))
+    default = gnats.ConnectionOptions()
+    if hasattr(default.reconnect, name):
+        return bool(getattr(options.reconnect, name) == getattr(default.reconnect, name))
+    return bool(getattr(options, name) == getattr(default, name))
 
 
 def _seconds(name: str, value: object) -> float:

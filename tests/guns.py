@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +105,7 @@ class Gunicorn:
     def get(self, path: str) -> Answer | None:
         return get(self.port, path)
 
-    def await_workers(self, count: int, old: set[int] = frozenset()) -> set[int]:  # type: ignore
+    def await_workers(self, count: int, old: Collection[int] = ()) -> set[int]:
         """Until *count* workers that are not *old* have answered; their pids."""
         seen: set[int] = set()
 
