@@ -26,6 +26,7 @@ PATIENCE = 30.0  # seconds; a worker takes long to start on a busy machine
 CONF = """
 from gnats.contrib import gunicorn
 
+control_socket_disable = True  # it would be one of all gunicorns of this user
 post_worker_init = gunicorn.post_worker_init
 
 def worker_exit(server, worker):

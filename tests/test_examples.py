@@ -211,17 +211,19 @@ def test_backpressure(run: Run, shared_nats_server: NatsServer) -> None:
 
 
 @pytest.mark.frameworks
-def test_legacy_app(tmp_path: Path, shared_nats_server: NatsServer) -> None:
-    with under_gunicorn("legacy_app:app", tmp_path, shared_nats_server) as (example, port):
-        wait_until(lambda: http(port, "/upper", b"pears") == (200, b"PEARS"), PATIENCE)
-        wait_until(lambda: http(port, "/health")[0] == 200, PATIENCE)
+def test_legacy_app(tmp_path: Path, nats_server: NatsServer) -> None:
+    with under_gunicorn("legacy_app:app", tmp_path, nats_server) as (example, port):
+        _await_both_workers(nats_server)
+        assert http(port, "/upper", b"pears") == (200, b"PEARS")
+        assert http(port, "/health")[0] == 200
         _assert_good_end(example)
 
 
 @pytest.mark.frameworks
-def test_flask_app(tmp_path: Path, shared_nats_server: NatsServer) -> None:
-    with under_gunicorn("flask_app:app", tmp_path, shared_nats_server) as (example, port):
-        wait_until(lambda: http(port, "/health")[0] == 200, PATIENCE)
+def test_flask_app(tmp_path: Path, nats_server: NatsServer) -> None:
+    with under_gunicorn("flask_app:app", tmp_path, nats_server) as (example, port):
+        _await_both_workers(nats_server)
+        assert http(port, "/health")[0] == 200
         for _ in range(10):
             assert http(port, "/orders", b"pears") == (202, b"accepted\n")
         wait_until(lambda: example.text.count("cooked pears") == 10, PATIENCE)
@@ -234,6 +236,16 @@ def test_flask_app(tmp_path: Path, shared_nats_server: NatsServer) -> None:
 
         wait_until(all_told, PATIENCE)
         _assert_good_end(example)
+
+
+def _await_both_workers(server: NatsServer) -> None:
+    """Until they have handlers. One that is told to stop in the moment of its birth is deaf to it,
+    and has to be killed by the arbiter in the end."""
+    wait_until(lambda: _subscribed(server) == 2, PATIENCE, lambda: f"{_subscribed(server)}")
+
+
+def _subscribed(server: NatsServer) -> int:
+    return sum(one["subscriptions"] > 0 for one in server.connz()["connections"])
 
 
 @contextmanager
