@@ -33,7 +33,8 @@ class Witness:
     def __init__(self, url: str) -> None:
         self.conn = gnats.connect(url, max_reconnect=-1, reconnect_wait=0.05, reconnect_jitter=0.0)
         self.came: dict[str, list[int]] = {"seen": [], "started": [], "done": []}
-        self._subs = [self.conn.subscribe(f"{word}.*", cb=self._note) for word in self.came]
+        for word in self.came:
+            self.conn.subscribe(f"{word}.*", cb=self._note)
         self.conn.flush()
 
     def _note(self, msg: gnats.Msg) -> None:
@@ -49,11 +50,6 @@ class Witness:
             PATIENCE,
             lambda: f"{word}: {len(numbers - set(self.came[word]))} lost of {len(numbers)}",
         )
-
-    def await_silence(self) -> None:
-        """Until nothing more is under way: what the server has got it has sent here."""
-        self.conn.flush()
-        wait_until(lambda: not any(sub.pending_msgs for sub in self._subs))
 
 
 @pytest.fixture
@@ -117,6 +113,33 @@ def test_every_worker_publishes_subscribes_and_requests(
         guns.signal(signal.SIGTERM)
         assert guns.await_end(PATIENCE) == 0, guns.log
         assert set(guns.ended_well) == handling
+        assert_clean(guns)
+
+
+def test_used_while_the_arbiter_loads_the_application(
+    tmp_path: Path, nats_server: NatsServer, witness: Witness
+) -> None:
+    loaded = witness.conn.subscribe("loaded.*")
+    witness.conn.flush()
+    arguments = ["-w", "2", "--preload", "-e", "TEST_USED_AT_IMPORT=1"]
+    with gunicorn(tmp_path, nats_server.url, *arguments) as guns:
+        workers = roll_call(witness.conn, 2)
+        assert workers == set(guns.workers)
+        assert loaded.next_msg().subject == f"loaded.{guns.process.pid}"
+        # The arbiter, whose loop stands still, is no member of the group.
+        for number in range(100):
+            witness.conn.publish(f"jobs.{number}")
+        witness.await_all(set(range(100)), "done")
+        load = Load(guns.port, "/publish", first=1000)
+        load.await_accepted(50)
+        guns.signal(signal.SIGHUP)
+        wait_until(lambda: workers <= set(guns.ended_well), PATIENCE, lambda: guns.log)
+        guns.await_workers(2, workers)
+        load.stop()
+        guns.signal(signal.SIGTERM)
+        assert guns.await_end(PATIENCE) == 0, guns.log
+        witness.await_all(load.accepted)
+        assert set(guns.ended_well) == set(guns.workers)
         assert_clean(guns)
 
 

@@ -33,6 +33,11 @@ def here(msg: Any) -> None:
     msg.respond(str(os.getpid()))
 
 
+if os.environ.get("TEST_USED_AT_IMPORT"):
+    nats.publish(f"loaded.{os.getpid()}")
+    nats.flush()
+
+
 def publish(number: str) -> None:
     nats.publish(f"seen.{number}", str(os.getpid()))
 
