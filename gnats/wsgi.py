@@ -25,7 +25,7 @@ __all__ = ["Nats", "handlers_wait_for_start", "health_app", "start_all", "stop_a
 logger = logging.getLogger("gnats")
 
 Payload = Union[bytes, bytearray, memoryview, str]
-Headers = Union[gnats.Headers, Mapping[str, Any], Iterable["tuple[str, str]"]]
+HeaderSource = Union[gnats.Headers, Mapping[str, Any], Iterable["tuple[str, str]"]]
 Servers = Union[str, Iterable[str], None]
 Around = Callable[[gnats.Msg, Callable[[], Any]], Any]
 H = TypeVar("H", bound=Callable[[gnats.Msg], Any])
@@ -97,6 +97,7 @@ class Nats:
         """What there is before it is known where to connect to."""
         self._conn: gnats.Connection | None = None
         self._pid: int | None = None  # of the process that has used it last
+        self._settled: int | None = None  # of the process where nobody waits any more
         self._wait_ends = 0.0  # on the clock of monotonic()
         self._told = False  # that there was no link in time
         self._declared: list[_Declared] = []
@@ -124,13 +125,14 @@ class Nats:
         if options is not None and not isinstance(options, gnats.ConnectionOptions):
             raise TypeError(f"options: ConnectionOptions is needed, not {type(options).__name__}")
         laid = _lay_under(options, fields, fail_fast)
-        around = self._surround(laid.get("around", options.around if options else None))
+        around = laid.get("around", options.around if options else None)
+        if around is None or callable(around):
+            around = self._surround(around)
         if around is not None:
             laid["around"] = around
         if servers is not None:
             laid["servers"] = servers
         self._take(gnats.Connection(options, **laid))
-        self._pid = None
         self._connect_wait = connect_wait
         self._stop_timeout = stop_timeout
         self._fail_fast = fail_fast
@@ -158,7 +160,6 @@ class Nats:
         conn = self._bound()
         if conn.is_closed:
             self._take(gnats.Connection(conn.options))
-            self._pid = None
         conn = self.connection
         if self._waiting:
             self._subscribe_declared(conn)
@@ -216,6 +217,7 @@ class Nats:
 
     def _take(self, conn: gnats.Connection) -> gnats.Connection:
         self._conn = conn
+        self._pid = self._settled = None
         self._waiting = list(self._declared)
         return conn
 
@@ -226,8 +228,11 @@ class Nats:
     def _linked(self, limit: float | None) -> gnats.Connection:
         """The connection, after what is left of the common wait for the first link, and not more
         than *limit* seconds of it."""
+        if self._conn is not None and self._settled == os.getpid():
+            return self._conn
         conn = self.connection
         if conn.status is not CONNECTING:
+            self._settled = self._pid
             return conn
         left = self._wait_ends - monotonic()
         if limit is not None:
@@ -236,17 +241,15 @@ class Nats:
             try:
                 conn.wait_for_status(gnats.ConnectionStatus.connected, left)
             except gnats.errors.TimeoutError:
-                self._tell_once(conn)
-        return conn
-
-    def _tell_once(self, conn: gnats.Connection) -> None:
-        if not self._told:
+                pass  # the call goes on without a link, as it would in an outage
+        if not self._told and conn.status is CONNECTING and monotonic() >= self._wait_ends:
             self._told = True
             logger.warning(
                 "gnats: no link within connect_wait (%g s), going on in the background: %s",
                 self._connect_wait,
                 conn.last_error or "no server has answered yet",
             )
+        return conn
 
     # -- what a connection does --------------------------------------------------------------
 
@@ -255,7 +258,7 @@ class Nats:
         subject: str,
         payload: Payload = b"",
         reply: str = "",
-        headers: Headers | None = None,
+        headers: HeaderSource | None = None,
     ) -> None:
         """``Connection.publish``. Switches while the first link is awaited, and while the
         connection is connected and full, at most ``publish_timeout`` seconds; else it does not."""
@@ -266,7 +269,7 @@ class Nats:
         subject: str,
         payload: Payload = b"",
         timeout: float | None = 0.5,
-        headers: Headers | None = None,
+        headers: HeaderSource | None = None,
     ) -> gnats.Msg:
         """``Connection.request``. Switches; *timeout* seconds are for all of it, the wait for the
         first link included. With ``fail_fast`` raises ConnectionReconnectingError at once while
@@ -279,7 +282,7 @@ class Nats:
         subject: str,
         payload: Payload = b"",
         timeout: float | None = 0.5,
-        headers: Headers | None = None,
+        headers: HeaderSource | None = None,
         *,
         stall: float | None = None,
         max_msgs: int = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import json
 import logging
@@ -10,10 +11,12 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 
 import gnats
 import gnats.wsgi
@@ -157,10 +160,11 @@ def test_all_wait_once_and_together(
 PAUSE = 1.0
 
 
-def test_no_wait_at_all(make: Make, nowhere: str) -> None:
+def test_no_wait_at_all(make: Make, nowhere: str, caplog: pytest.LogCaptureFixture) -> None:
     nats = make(nowhere, connect_wait=0)
     nats.publish("a", b"1")
     assert nats.connection.stats.attempts == 0  # it has not even switched
+    assert "connect_wait (0 s)" in caplog.text
 
 
 def test_a_server_that_comes_within_the_wait(make: Make, rng: random.Random) -> None:
@@ -192,7 +196,9 @@ def test_what_is_buffered_is_sent_when_a_server_comes(make: Make) -> None:
 
 
 @pytest.mark.parametrize("call", ["request", "request_many", "flush"])
-def test_the_wait_is_within_the_time_of_a_call(make: Make, nowhere: str, call: str) -> None:
+def test_the_wait_is_within_the_time_of_a_call(
+    make: Make, nowhere: str, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     nats = make(nowhere, connect_wait=30.0)
     began = monotonic()
     with pytest.raises(TimeoutError, match=call):
@@ -201,6 +207,7 @@ def test_the_wait_is_within_the_time_of_a_call(make: Make, nowhere: str, call: s
         else:
             getattr(nats, call)("a", timeout=0.2)
     assert 0.15 <= monotonic() - began < 0.2 + PAUSE
+    assert "connect_wait" not in caplog.text  # there is time left
 
 
 def test_request_many_and_headers(make: Make, shared_nats_server: NatsServer) -> None:
@@ -302,6 +309,27 @@ def test_handlers_wait_for_start_in_an_arbiter(
     nats.start()
     for subject in ("job", "other"):
         assert nats.request(subject).data == b"done"
+
+
+def test_the_hooks_of_gunicorn(
+    make: Make,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(gnats.wsgi, "_arbiter", None)
+    hooks = importlib.import_module("gnats.contrib.gunicorn")
+    monkeypatch.setattr(gnats.wsgi, "_arbiter", None)
+    nats = make(nats_server.url)
+    monkeypatch.setattr(gnats.wsgi, "_living", {nats})
+    worker = SimpleNamespace(pid=os.getpid(), cfg=SimpleNamespace(graceful_timeout=3))
+    hooks.post_worker_init(worker)
+    nats.connection.wait_for_status("connected", timeout=5.0)
+    assert ("no gevent worker" in caplog.text) == (not monkey.is_module_patched("socket"))
+    hooks.worker_exit(None, SimpleNamespace(pid=0))  # the arbiter, of a worker that is gone
+    assert nats.connection.is_connected
+    hooks.worker_exit(None, worker)
+    assert nats.connection.is_closed
 
 
 # -- the end -------------------------------------------------------------------------------
