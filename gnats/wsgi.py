@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union
 from weakref import WeakSet
 
 import gevent
+from gevent.monkey import get_original
 
 import gnats
 
@@ -38,6 +39,9 @@ DEFAULTS: dict[str, Any] = {
     "publish_timeout": 1.0,
 }
 
+# Patched, it tells greenlets apart.
+_thread_ident: Callable[[], int] = get_original("_thread", "get_ident")
+
 CONNECTING = gnats.ConnectionStatus.connecting
 
 
@@ -55,7 +59,8 @@ class Nats:
             nats.publish("orders.new", b"...")
 
     Making it does no I/O. Each process gets one connection, at the first use or by ``start``, that
-    all its greenlets share; forks are survived. It never gives up.
+    all its greenlets share; forks are survived. It never gives up. The connection belongs to the
+    thread that made this object, or that called ``start``; from others only ``publish`` works.
 
     Args:
         servers: as for ``gnats.connect``.
@@ -95,6 +100,8 @@ class Nats:
 
     def _prepare(self) -> None:
         """What there is before it is known where to connect to."""
+        self._home = _thread_ident()
+        self._hub: Any = None  # of the thread that has begun the connection
         self._conn: gnats.Connection | None = None
         self._pid: int | None = None  # of the process that has used it last
         self._settled: int | None = None  # of the process where nobody waits any more
@@ -155,8 +162,9 @@ class Nats:
         """Connect in the background now, and subscribe what was declared. Never switches.
 
         For the start of a worker process; without it the first use does the same. After ``stop``
-        it begins anew.
+        it begins anew. The connection will be the calling thread's.
         """
+        self._home = _thread_ident()
         conn = self._bound()
         if conn.is_closed:
             self._take(gnats.Connection(conn.options))
@@ -169,7 +177,8 @@ class Nats:
 
         *timeout* is in seconds, None is ``stop_timeout``; handlers that go on after it get two
         more. A server that is away is no error: what was left behind is logged in one line, at
-        WARNING. Later calls raise ConnectionClosedError, until ``start``.
+        WARNING. Later calls raise ConnectionClosedError, until ``start``. Raises WrongThreadError
+        in another thread than that of the connection.
         """
         if timeout is not None:
             timeout = _seconds("timeout", timeout)
@@ -179,6 +188,8 @@ class Nats:
         self._pid = os.getpid()  # nobody begins anew what has been stopped here
         try:
             conn.drain(self._stop_timeout if timeout is None else timeout)
+        except gnats.errors.WrongThreadError:
+            raise
         except gnats.errors.Error as exc:
             logger.warning("gnats: stopped: %s", exc)
 
@@ -190,11 +201,17 @@ class Nats:
     def _begin(self) -> gnats.Connection:
         """Have a connection under way in this process. Nothing here switches, so that any number
         of greenlets that come first begin one connection."""
+        if self._home != _thread_ident():
+            raise gnats.errors.WrongThreadError(
+                "the first use of a Nats that was made elsewhere (call its start() in the thread "
+                "whose loop runs)"
+            )
         conn = self._bound()
         if conn.is_closed:  # stopped before the fork: this process has its own
             conn = self._take(gnats.Connection(conn.options))
         if conn.status == "disconnected":
             conn.connect()
+        self._hub = gevent.get_hub()
         self._pid = os.getpid()
         self._wait_ends = monotonic() + self._connect_wait
         self._told = False
@@ -237,7 +254,7 @@ class Nats:
         left = self._wait_ends - monotonic()
         if limit is not None:
             left = min(left, limit)
-        if left > 0 and gevent.getcurrent() is not gevent.get_hub():
+        if left > 0 and gevent.getcurrent() is not self._hub and self._home == _thread_ident():
             try:
                 conn.wait_for_status(gnats.ConnectionStatus.connected, left)
             except gnats.errors.TimeoutError:

@@ -29,6 +29,7 @@ from gnats.errors import (
     OptionError,
     OutboundBufferLimitError,
     TimeoutError,
+    WrongThreadError,
 )
 from gnats.testing import NatsServer, free_port, wait_until
 
@@ -248,6 +249,28 @@ def test_an_outage_is_no_first_use(make: Make, nats_server: NatsServer) -> None:
     with pytest.raises(TimeoutError):
         nats.request("a", timeout=0.1)
     assert monotonic() - began < 0.1 + PAUSE
+
+
+# -- other threads -------------------------------------------------------------------------
+
+
+def test_a_native_thread_publishes_and_does_not_begin(
+    make: Make, shared_nats_server: NatsServer
+) -> None:
+    native = gevent.get_hub().threadpool.apply
+    nats = make(shared_nats_server.url)
+    with pytest.raises(WrongThreadError, match=r"start\(\)"):
+        native(nats.publish, ("wsgi.native", b"0"))
+    got: list[bytes] = []
+    nats.subscription("wsgi.native")(lambda msg: got.append(msg.data))
+    nats.start()
+    native(nats.publish, ("wsgi.native", b"1"))  # it waits for no link
+    nats.flush()
+    native(nats.publish, ("wsgi.native", b"2"))
+    wait_until(lambda: got == [b"1", b"2"])
+    for call in (nats.flush, nats.stop):
+        with pytest.raises(WrongThreadError):
+            native(call)
 
 
 # -- handlers ------------------------------------------------------------------------------
