@@ -185,7 +185,12 @@ def test_nothing_accepted_is_lost(
             jobs.kill()
             for load in loads:
                 load.stop()
-        guns.end()
+        if end is not stopped:
+            # A worker that is told to stop in the moment of its birth is deaf to it, and would be
+            # killed in the end.
+            wait_until(lambda: not guns.leaving, PATIENCE, lambda: guns.log)
+            roll_call(witness.conn, count)
+            guns.end()
         _assert_none_lost(witness, loads)
         started = set(witness.came["started"])
         assert started
