@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
 
 import pytest
+from gevent import socket
 from gevent.subprocess import STDOUT, Popen
 
 import gnats
-from gnats.testing import NatsServer, wait_until
+from gnats.testing import NatsServer, free_port, wait_until
 
 # Nothing here depends on the python's gevent, loop or patching.
 pytestmark = pytest.mark.once
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO = EXAMPLES / "reconnection_test.py"
+GUNICORN_CONF = EXAMPLES / "gunicorn.conf.py"  # read by gunicorn, for the web applications
 
 PATIENCE = 20.0  # seconds; a Python with gevent takes long to start on a busy machine
 
@@ -45,14 +49,17 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 class Running:
     """An example under way."""
 
-    def __init__(self, arguments: list[str], output: Path) -> None:
+    def __init__(
+        self, arguments: list[str], output: Path, more: dict[str, str] | None = None
+    ) -> None:
         self._output = output
         with open(output, "wb") as stdout:
             self._process = Popen(
                 [sys.executable, *arguments],
                 stdout=stdout,
                 stderr=STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(more or {})},
+                cwd=output.parent,
                 # A shell starts its background jobs deaf to Ctrl-C, and children inherit that.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
@@ -70,6 +77,9 @@ class Running:
 
         wait_until(printed, PATIENCE, lambda: f"{wanted!r} in:\n{self.text}")
         assert wanted in self.text
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
 
     def press_ctrl_c(self) -> None:
         self._process.send_signal(signal.SIGINT)
@@ -197,17 +207,109 @@ def test_backpressure(run: Run, shared_nats_server: NatsServer) -> None:
     assert "error_cb: slow consumer on 'demo.flood'" in output
 
 
+# -- web applications ----------------------------------------------------------------------
+
+
+@pytest.mark.frameworks
+def test_legacy_app(tmp_path: Path, nats_server: NatsServer) -> None:
+    with under_gunicorn("legacy_app:app", tmp_path, nats_server) as (example, port):
+        _await_both_workers(nats_server)
+        assert http(port, "/upper", b"pears") == (200, b"PEARS")
+        assert http(port, "/health")[0] == 200
+        _assert_good_end(example)
+
+
+@pytest.mark.frameworks
+def test_flask_app(tmp_path: Path, nats_server: NatsServer) -> None:
+    with under_gunicorn("flask_app:app", tmp_path, nats_server) as (example, port):
+        _await_both_workers(nats_server)
+        assert http(port, "/health")[0] == 200
+        for _ in range(10):
+            assert http(port, "/orders", b"pears") == (202, b"accepted\n")
+        wait_until(lambda: example.text.count("cooked pears") == 10, PATIENCE)
+        done: dict[int, list[str]] = {}
+
+        def all_told() -> bool:
+            told = json.loads(http(port, "/orders")[1])
+            done[told["worker"]] = told["done"]
+            return sum(map(len, done.values())) == 10
+
+        wait_until(all_told, PATIENCE)
+        _assert_good_end(example)
+
+
+def _await_both_workers(server: NatsServer) -> None:
+    """Until they have handlers. One that is told to stop in the moment of its birth is deaf to it,
+    and has to be killed by the arbiter in the end."""
+    wait_until(lambda: _subscribed(server) == 2, PATIENCE, lambda: f"{_subscribed(server)}")
+
+
+def _subscribed(server: NatsServer) -> int:
+    return sum(one["subscriptions"] > 0 for one in server.connz()["connections"])
+
+
+@contextmanager
+def under_gunicorn(
+    target: str, tmp_path: Path, server: NatsServer
+) -> Iterator[tuple[Running, int]]:
+    """As the example says, on another port."""
+    port = free_port()
+    arguments = [
+        "-c",
+        str(GUNICORN_CONF),
+        "-b",
+        f"127.0.0.1:{port}",
+        "--chdir",
+        str(EXAMPLES),
+        target,
+    ]
+    output = tmp_path / "output"
+    running = Running(["-m", "gunicorn", *arguments], output, {"NATS_URL": server.url})
+    try:
+        yield running, port
+    finally:
+        running.end()
+
+
+def _assert_good_end(example: Running) -> None:
+    example.terminate()
+    output = example.await_end()
+    assert "Traceback" not in output
+    assert "gnats: stopped" not in output  # nothing was left behind
+
+
+def http(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Status and body of a response; 0 when there was none."""
+    head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.0\r\nHost: test\r\n"
+    if body is not None:
+        head += f"Content-Length: {len(body)}\r\n"
+    answer = b""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+            sock.sendall(head.encode() + b"\r\n" + (body or b""))
+            while chunk := sock.recv(65536):
+                answer += chunk
+    except OSError:
+        return 0, b""
+    first, _, content = answer.partition(b"\r\n\r\n")
+    return int((first.split() or [b"", b"0"])[1]), content
+
+
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     assert found, text
     return int(found[1])
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+EACH = sorted(path for path in EXAMPLES.glob("*.py") if path != GUNICORN_CONF)
+
+
+@pytest.mark.parametrize("path", EACH, ids=lambda path: path.name)
 def test_a_beginner_can_read_it(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     doc = ast.get_docstring(ast.parse(source)) or ""
-    assert f"python examples/{path.name}" in doc
+    by_python, by_gunicorn = f"python examples/{path.name}", f"gunicorn.conf.py {path.stem}:app"
+    assert by_python in doc or by_gunicorn in doc
     assert source.isascii()
     if path != DEMO:
         assert len(source.splitlines()) < 40

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import configparser
 import dataclasses
+import inspect
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ import pytest
 from gevent.subprocess import PIPE, STDOUT, Popen
 
 import gnats
+import gnats.wsgi
 from gnats.testing import NatsServer
 
 # Nothing here depends on the python's gevent, loop or patching.
@@ -27,10 +29,13 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 RECONNECTION = ROOT / "docs" / "reconnection.md"
+WSGI = ROOT / "docs" / "wsgi.md"
+BESIDE = {"wsgi"}  # the house: on no floor
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 URL = "nats://127.0.0.1:4222"
 INSTALL_TOX = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
+FRAMEWORKS = re.compile(r"^from (flask|gnats\.contrib\.django) ", re.MULTILINE)
 TIMEOUT = 30.0  # seconds for one block of code
 
 
@@ -42,7 +47,8 @@ def blocks(*languages: str) -> list[Any]:
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             if match[1] in languages:
                 line = text.count("\n", 0, match.start()) + 1
-                found.append(pytest.param(match[2], id=f"{page.name}:{line}"))
+                marks = [pytest.mark.frameworks] if FRAMEWORKS.search(match[2]) else []
+                found.append(pytest.param(match[2], id=f"{page.name}:{line}", marks=marks))
     return found
 
 
@@ -163,6 +169,15 @@ def test_the_options_and_their_defaults() -> None:
         assert ast.literal_eval(default.strip("`")) == fields[name.strip("`")].default, name
 
 
+def test_the_arguments_of_a_web_application() -> None:
+    fields = _fields(gnats.ConnectionOptions, gnats.ReconnectOptions)
+    arguments = inspect.signature(gnats.wsgi.Nats).parameters
+    for cell, default, _ in table(WSGI, "argument"):
+        (name,) = ticked(cell)
+        own = gnats.wsgi.DEFAULTS[name] if name in fields else arguments[name].default
+        assert ast.literal_eval(default.strip("`")) == own, name
+
+
 def test_the_states() -> None:
     named = [ticked(row[0])[0] for row in table(RECONNECTION, "status")]
     assert named == [status.value for status in gnats.ConnectionStatus]
@@ -197,7 +212,7 @@ def test_errors_links_and_places(page: Path) -> None:
 def _rooms() -> dict[str, set[str]]:
     """Each room of gnats and the rooms that it imports."""
     package = ROOT / "gnats"
-    names = {p.stem for p in package.glob("*.py")} - {"__init__", "_version"}
+    names = {p.stem for p in package.glob("*.py")} - {"__init__", "_version", *BESIDE}
     rooms = {}
     for name in names:
         imported: set[str] = set()

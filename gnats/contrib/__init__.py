@@ -1,0 +1,1 @@
+"""Thin adapters to what gnats lives with. Each is imported by its user; none decides anything."""
