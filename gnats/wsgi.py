@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
 _thread_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 CONNECTING = gnats.ConnectionStatus.connecting
+LOOK_EVERY = 0.02  # seconds, where nothing tells of what is waited for
 
 
 class Nats:
@@ -186,8 +187,13 @@ class Nats:
         if conn is None or not self._is_begun(conn):
             return
         self._pid = os.getpid()  # nobody begins anew what has been stopped here
+        deadline = monotonic() + (self._stop_timeout if timeout is None else timeout)
         try:
-            conn.drain(self._stop_timeout if timeout is None else timeout)
+            _await_handlers_without_link(conn, deadline)
+            if _is_idle(conn):
+                conn.close()
+            else:
+                conn.drain(max(0.0, deadline - monotonic()))
         except gnats.errors.WrongThreadError:
             raise
         except gnats.errors.Error as exc:
@@ -440,6 +446,21 @@ def stop_all(at_most: float | None = None) -> None:
     """``stop`` every Nats of this process, all at once. For the hook of a worker's end. Switches.
     Each gets its ``stop_timeout``, and not more than *at_most* seconds."""
     gevent.joinall([gevent.spawn(nats._stop_within, at_most) for nats in list(_living)])
+
+
+def _is_idle(conn: gnats.Connection) -> bool:
+    """Whether there is no link, nothing that would need one, and nothing to be handled."""
+    health = conn.health()
+    return not conn.is_connected and health.buffered == 0 and health.unhandled == 0
+
+
+def _await_handlers_without_link(conn: gnats.Connection, deadline: float) -> None:
+    """While there is no link, and no need of one: let the handlers end. A drain would wait for the
+    link first, with nothing to send over it."""
+    while not conn.is_connected and conn.health().buffered == 0:
+        if monotonic() >= deadline or conn.health().unhandled == 0:
+            return
+        gevent.sleep(LOOK_EVERY)
 
 
 # -- health over HTTP ------------------------------------------------------------------------

@@ -401,6 +401,46 @@ def test_stop_without_a_server_is_bounded_and_says_what_was_left(
         nats.stop(-1)
 
 
+def test_stop_without_a_server_and_with_nothing_to_send_is_quick(
+    make: Make, nowhere: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nats = make(nowhere, connect_wait=0, stop_timeout=30.0)
+    nats.start()
+    began = monotonic()
+    nats.stop()
+    assert monotonic() - began < PAUSE
+    assert nats.connection.is_closed
+    assert "gnats: stopped" not in caplog.text
+
+
+@pytest.mark.parametrize("publishes", [False, True])
+def test_stop_without_a_server_waits_for_the_handlers(
+    make: Make, nats_server: NatsServer, publishes: bool
+) -> None:
+    nats = make(nats_server.url, stop_timeout=1.5)
+    done: list[bytes] = []
+
+    @nats.subscription("slow")
+    def slow(msg: gnats.Msg) -> None:
+        gevent.sleep(0.05)
+        done.append(msg.data)
+        if publishes:
+            nats.publish("done", msg.data)
+
+    nats.start()
+    nats.flush()
+    for n in range(5):
+        nats.publish("slow", str(n))
+    nats.flush()
+    nats_server.kill()
+    nats.connection.wait_for_status("reconnecting", timeout=5.0)
+    began = monotonic()
+    nats.stop()
+    assert done == [b"0", b"1", b"2", b"3", b"4"]
+    assert monotonic() - began < 1.5 + PAUSE
+    assert nats.connection.stats.dropped == (5 if publishes else 0)
+
+
 def test_start_all_and_stop_all(
     make: Make, nats_server: NatsServer, nowhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
