@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from benchmarks.machine import describe
 from gnats.testing import NatsServer, free_port
@@ -26,8 +26,7 @@ START_TIMEOUT = 20.0  # seconds
 
 def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
-    with NatsServer() as server, _gunicorn(server.url) as port:
-        client = _Client(port)
+    with NatsServer() as server, _gunicorn(server.url) as port, closing(_Client(port)) as client:
         client.measure(1.0)  # nothing is measured in the first second
         quiet: list[float] = []
         flooded: list[float] = []
@@ -69,6 +68,9 @@ class _Client:
 
     def __init__(self, port: int) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=START_TIMEOUT)
+
+    def close(self) -> None:
+        self._http.close()
 
     def _get(self, path: str) -> bytes:
         self._http.request("GET", path)
@@ -114,7 +116,8 @@ def _await_port(port: int) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
-            _Client(port).received()
+            with closing(_Client(port)) as client:
+                client.received()
             return
         except OSError:
             if time.monotonic() > deadline:
