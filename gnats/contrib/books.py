@@ -87,7 +87,6 @@ class _Process:
         self.settle()
         account = _Account(conn, self._free_label(conn.options.name))
         self.accounts.append(account)
-        self.totals(account.label)
         return account
 
     def settle(self) -> None:
@@ -152,7 +151,7 @@ class Books:
                 for label, past in process.past.items()
             }
             for account in process.accounts:
-                now[account.label].add(account)
+                now.setdefault(account.label, Totals()).add(account)
             return now
 
     def _here(self) -> _Process:
