@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import gnats
+import gnats.wsgi
 from gnats import errors
 from gnats.contrib.opentelemetry import Metrics, TracedConnection, Tracing, instrument
 from gnats.metrics import METERS
@@ -506,6 +507,23 @@ def test_all_else_is_the_connections_own(
         with pytest.raises(AttributeError):
             traced.telepathy  # noqa: B018 (the point is that it raises)
     assert conn.is_closed
+
+
+def test_the_connection_of_a_web_application(
+    shared_nats_server: NatsServer, traces: Traces, subject: str
+) -> None:
+    nats = gnats.wsgi.Nats(shared_nats_server.url, around=traces.tracing.around)
+    traced = traces.tracing.trace(nats)
+    nats.subscription(subject)(lambda msg: msg.respond(b"1"))
+    try:
+        assert traced.request(subject, timeout=2.0).data == b"1"
+        assert [m.data for m in traced.request_many(subject, timeout=2.0, max_msgs=1)] == [b"1"]
+        traces.wait(4)
+    finally:
+        nats.stop(1.0)
+    asked = traces.one(f"request {subject}")
+    handled = next(span for span in traces.spans if span.name == f"process {subject}")
+    assert handled.parent.span_id == asked.context.span_id
 
 
 def test_headers_that_the_server_does_not_take(
