@@ -43,6 +43,8 @@ DEFAULTS: dict[str, Any] = {
 _thread_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 CONNECTING = gnats.ConnectionStatus.connecting
+# Seconds by which a loop's timer may be early (libuv counts whole milliseconds): less is nothing.
+GRAIN = 0.002
 LOOK_EVERY = 0.02  # seconds, where nothing tells of what is waited for
 
 
@@ -369,7 +371,7 @@ class Nats:
         if timeout is None or not timeout > 0:
             return conn, timeout
         left = timeout - (monotonic() - began)
-        if left <= 0:
+        if left <= (GRAIN if conn.status is CONNECTING else 0):
             raise gnats.errors.TimeoutError(f"{operation}: no link within {timeout} s", timeout)
         return conn, left
 
