@@ -791,6 +791,7 @@ class Connection:
             buffered=buffer.buffered,
             buffered_bytes=buffer.held,
             buffer_fill=self._outbox.fill,
+            unhandled=self._subscriptions.unhandled,
             outage=life.outage,
         )
 

@@ -31,6 +31,7 @@ class Health:
     buffered: int  #: messages that wait to be written, or to be confirmed
     buffered_bytes: int  #: bytes of those
     buffer_fill: float  #: 0 to 1: at 1 the next ``publish`` waits or raises
+    unhandled: int  #: messages that wait for a handler, or are in one
     outage: float  #: seconds without a link until now, while one is sought; else 0
 
     @property

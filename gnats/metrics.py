@@ -72,7 +72,8 @@ METERS: tuple[Meter, ...] = (
     _gauge("ready", "1", "1 while there is a link that takes work", lambda h: float(h.is_ready)),
     _gauge("buffered", "messages", "Messages that wait", lambda h: h.buffered),
     _gauge("buffered_bytes", "bytes", "Bytes of those", lambda h: h.buffered_bytes),
-    _gauge("buffer_fill", "1", "0 to 1: how full the buffer is", lambda h: h.buffer_fill),
+    _gauge("buffer_fill", "ratio", "0 to 1: how full the buffer is", lambda h: h.buffer_fill),
+    _gauge("unhandled", "messages", "Messages before a handler, or in one", lambda h: h.unhandled),
     _gauge("outage", "seconds", "Time without a link until now", lambda h: h.outage),
     _gauge("rtt", "seconds", "What the last PING took; 0: none yet", lambda h: h.rtt or 0.0),
 )

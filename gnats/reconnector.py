@@ -296,6 +296,8 @@ class Reconnector:
         if self.disconnects == 0:
             self.last_error = error  # in a later outage it stays the cause of the loss
         if not self._fails_fast:
+            if self.seeker.attempts == 1 and self._options.callbacks.error_cb is None:
+                logger.warning("gnats: no server yet, going on in the background: %s", error)
             self._tell("error_cb", error)
 
     def _may_reconnect(self) -> bool:

@@ -103,6 +103,11 @@ class Subscriptions:
         """The live subscriptions of users, and the ended ones with messages yet to be handled."""
         return [*self.of_users(), *self._ending]
 
+    @property
+    def unhandled(self) -> int:
+        """Messages that wait for a handler, or are in one; those for ``next_msg`` have none."""
+        return sum(sub.unhandled for sub in set(self.delivering.values()))
+
     def remove(self, sub: Subscription) -> None:
         """*sub* has ended; until its last message is handled it is still looked after."""
         self.by_sid.pop(sub.sid, None)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union
 from weakref import WeakSet
 
 import gevent
+from gevent.monkey import get_original
 
 import gnats
 
@@ -33,7 +34,7 @@ __all__ = [
 logger = logging.getLogger("gnats")
 
 Payload = Union[bytes, bytearray, memoryview, str]
-Headers = Union[gnats.Headers, Mapping[str, Any], Iterable["tuple[str, str]"]]
+HeaderSource = Union[gnats.Headers, Mapping[str, Any], Iterable["tuple[str, str]"]]
 Servers = Union[str, Iterable[str], None]
 Around = Callable[[gnats.Msg, Callable[[], Any]], Any]
 H = TypeVar("H", bound=Callable[[gnats.Msg], Any])
@@ -46,7 +47,13 @@ DEFAULTS: dict[str, Any] = {
     "publish_timeout": 1.0,
 }
 
+# Patched, it tells greenlets apart.
+_thread_ident: Callable[[], int] = get_original("_thread", "get_ident")
+
 CONNECTING = gnats.ConnectionStatus.connecting
+# Seconds by which a loop's timer may be early (libuv counts whole milliseconds): less is nothing.
+GRAIN = 0.002
+LOOK_EVERY = 0.02  # seconds, where nothing tells of what is waited for
 
 
 class Nats:
@@ -63,7 +70,8 @@ class Nats:
             nats.publish("orders.new", b"...")
 
     Making it does no I/O. Each process gets one connection, at the first use or by ``start``, that
-    all its greenlets share; forks are survived. It never gives up.
+    all its greenlets share; forks are survived. It never gives up. The connection belongs to the
+    thread that made this object, or that called ``start``; from others only ``publish`` works.
 
     Args:
         servers: as for ``gnats.connect``.
@@ -103,8 +111,11 @@ class Nats:
 
     def _prepare(self) -> None:
         """What there is before it is known where to connect to."""
+        self._home = _thread_ident()
+        self._hub: Any = None  # of the thread that has begun the connection
         self._conn: gnats.Connection | None = None
         self._pid: int | None = None  # of the process that has used it last
+        self._settled: int | None = None  # of the process where nobody waits any more
         self._wait_ends = 0.0  # on the clock of monotonic()
         self._told = False  # that there was no link in time
         self._declared: list[_Declared] = []
@@ -132,13 +143,14 @@ class Nats:
         if options is not None and not isinstance(options, gnats.ConnectionOptions):
             raise TypeError(f"options: ConnectionOptions is needed, not {type(options).__name__}")
         laid = _lay_under(options, fields, fail_fast)
-        around = self._surround(laid.get("around", options.around if options else None))
+        around = laid.get("around", options.around if options else None)
+        if around is None or callable(around):
+            around = self._surround(around)
         if around is not None:
             laid["around"] = around
         if servers is not None:
             laid["servers"] = servers
         self._take(gnats.Connection(options, **laid))
-        self._pid = None
         self._connect_wait = connect_wait
         self._stop_timeout = stop_timeout
         self._fail_fast = fail_fast
@@ -161,12 +173,12 @@ class Nats:
         """Connect in the background now, and subscribe what was declared. Never switches.
 
         For the start of a worker process; without it the first use does the same. After ``stop``
-        it begins anew.
+        it begins anew. The connection will be the calling thread's.
         """
+        self._home = _thread_ident()
         conn = self._bound()
         if conn.is_closed:
             self._take(gnats.Connection(conn.options))
-            self._pid = None
         conn = self.connection
         if self._waiting:
             self._subscribe_declared(conn)
@@ -176,7 +188,8 @@ class Nats:
 
         *timeout* is in seconds, None is ``stop_timeout``; handlers that go on after it get two
         more. A server that is away is no error: what was left behind is logged in one line, at
-        WARNING. Later calls raise ConnectionClosedError, until ``start``.
+        WARNING. Later calls raise ConnectionClosedError, until ``start``. Raises WrongThreadError
+        in another thread than that of the connection.
         """
         if timeout is not None:
             timeout = _seconds("timeout", timeout)
@@ -184,8 +197,15 @@ class Nats:
         if conn is None or not self._is_begun(conn):
             return
         self._pid = os.getpid()  # nobody begins anew what has been stopped here
+        deadline = monotonic() + (self._stop_timeout if timeout is None else timeout)
         try:
-            conn.drain(self._stop_timeout if timeout is None else timeout)
+            _await_handlers_without_link(conn, deadline)
+            if _is_idle(conn):
+                conn.close()
+            else:
+                conn.drain(max(0.0, deadline - monotonic()))
+        except gnats.errors.WrongThreadError:
+            raise
         except gnats.errors.Error as exc:
             logger.warning("gnats: stopped: %s", exc)
 
@@ -209,12 +229,18 @@ class Nats:
     def _begin(self) -> gnats.Connection:
         """Have a connection under way in this process. Nothing here switches, so that any number
         of greenlets that come first begin one connection."""
+        if self._home != _thread_ident():
+            raise gnats.errors.WrongThreadError(
+                "the first use of a Nats that was made elsewhere (call its start() in the thread "
+                "whose loop runs)"
+            )
         gnats.after_fork()
         conn = self._bound()
         if conn.is_closed:  # stopped before the fork: this process has its own
             conn = self._take(gnats.Connection(conn.options))
         if conn.status == "disconnected":
             conn.connect()
+        self._hub = gevent.get_hub()
         self._pid = os.getpid()
         self._wait_ends = monotonic() + self._connect_wait
         self._told = False
@@ -237,6 +263,7 @@ class Nats:
 
     def _take(self, conn: gnats.Connection) -> gnats.Connection:
         self._conn = conn
+        self._pid = self._settled = None
         self._waiting = list(self._declared)
         return conn
 
@@ -247,29 +274,28 @@ class Nats:
     def _linked(self, limit: float | None) -> gnats.Connection:
         """The connection, after what is left of the common wait for the first link, and not more
         than *limit* seconds of it."""
+        if self._conn is not None and self._settled == os.getpid():
+            return self._conn
         conn = self.connection
         if conn.status is not CONNECTING:
+            self._settled = self._pid
             return conn
         left = self._wait_ends - monotonic()
         if limit is not None:
             left = min(left, limit)
-        if left > 0 and gevent.getcurrent() is not gevent.get_hub():
+        if left > 0 and gevent.getcurrent() is not self._hub and self._home == _thread_ident():
             try:
                 conn.wait_for_status(gnats.ConnectionStatus.connected, left)
             except gnats.errors.TimeoutError:
-                self._tell_once(conn)
-            except gnats.errors.WrongThreadError:
-                pass  # publish is handed over at once, the rest is refused by name
-        return conn
-
-    def _tell_once(self, conn: gnats.Connection) -> None:
-        if not self._told:
+                pass  # the call goes on without a link, as it would in an outage
+        if not self._told and conn.status is CONNECTING and monotonic() >= self._wait_ends:
             self._told = True
             logger.warning(
                 "gnats: no link within connect_wait (%g s), going on in the background: %s",
                 self._connect_wait,
                 conn.last_error or "no server has answered yet",
             )
+        return conn
 
     # -- what a connection does --------------------------------------------------------------
 
@@ -278,7 +304,7 @@ class Nats:
         subject: str,
         payload: Payload = b"",
         reply: str = "",
-        headers: Headers | None = None,
+        headers: HeaderSource | None = None,
     ) -> None:
         """``Connection.publish``. Switches while the first link is awaited, and while the
         connection is connected and full, at most ``publish_timeout`` seconds; else it does not."""
@@ -289,7 +315,7 @@ class Nats:
         subject: str,
         payload: Payload = b"",
         timeout: float | None = 0.5,
-        headers: Headers | None = None,
+        headers: HeaderSource | None = None,
     ) -> gnats.Msg:
         """``Connection.request``. Switches; *timeout* seconds are for all of it, the wait for the
         first link included. With ``fail_fast`` raises ConnectionReconnectingError at once while
@@ -302,7 +328,7 @@ class Nats:
         subject: str,
         payload: Payload = b"",
         timeout: float | None = 0.5,
-        headers: Headers | None = None,
+        headers: HeaderSource | None = None,
         *,
         stall: float | None = None,
         max_msgs: int = 0,
@@ -366,7 +392,7 @@ class Nats:
         if timeout is None or not timeout > 0:
             return conn, timeout
         left = timeout - (monotonic() - began)
-        if left <= 0:
+        if left <= (GRAIN if conn.status is CONNECTING else 0):
             raise gnats.errors.TimeoutError(f"{operation}: no link within {timeout} s", timeout)
         return conn, left
 
@@ -459,6 +485,21 @@ def flush_all(at_most: float, linked_only: bool = False) -> None:
 def has_handlers() -> bool:
     """Whether any Nats of this process has declared handlers. Never switches."""
     return any(nats._declared for nats in list(_living))
+
+
+def _is_idle(conn: gnats.Connection) -> bool:
+    """Whether there is no link, nothing that would need one, and nothing to be handled."""
+    health = conn.health()
+    return not conn.is_connected and health.buffered == 0 and health.unhandled == 0
+
+
+def _await_handlers_without_link(conn: gnats.Connection, deadline: float) -> None:
+    """While there is no link, and no need of one: let the handlers end. A drain would wait for the
+    link first, with nothing to send over it."""
+    while not conn.is_connected and conn.health().buffered == 0:
+        if monotonic() >= deadline or conn.health().unhandled == 0:
+            return
+        gevent.sleep(LOOK_EVERY)
 
 
 # -- health over HTTP ------------------------------------------------------------------------

@@ -101,6 +101,12 @@ class WebServer:
         """The pids of the workers that have come to the end of their last hook."""
         return [int(pid) for pid in re.findall(self.ENDED_WELL, self.log)]
 
+    @property
+    def leaving(self) -> set[int]:
+        """The pids of the workers that have had their max_requests, and have not ended yet."""
+        told = re.findall(r"\[(\d+)\] \[INFO\] Autorestarting worker", self.log)
+        return set(map(int, told)) - set(self.ended_well)
+
     def get(self, path: str) -> Answer | None:
         return get(self.port, path)
 

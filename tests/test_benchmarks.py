@@ -146,3 +146,20 @@ def test_bad_arguments_are_named(args: tuple[str, ...]) -> None:
     done = run(*args)
     assert done.returncode == 2
     assert args[0] in done.stderr
+
+
+@pytest.mark.frameworks
+def test_what_a_flood_does_to_a_web_request() -> None:
+    pytest.importorskip("gunicorn")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.web", "--rounds", "1", "--seconds", "0.2"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "flood ÷ nothing" in done.stdout
+    assert "of 20 pages each" in done.stdout
+    assert " 0 messages a second" not in done.stdout

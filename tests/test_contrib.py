@@ -104,6 +104,8 @@ def test_flask_bad_settings(nats: Nats) -> None:
         nats.init_app(make_app("http://a"))
     with pytest.raises(TypeError, match="max_reconnect"):
         nats.init_app(make_app(max_reconect=1))
+    with pytest.raises(OptionError, match="around"):
+        nats.init_app(make_app(around="x"))
     app = make_app()
     app.config["NATS_OPTIONS"] = "name=shop"
     with pytest.raises(OptionError, match="NATS_OPTIONS"):

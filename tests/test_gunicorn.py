@@ -131,9 +131,10 @@ def test_nothing_accepted_is_lost(
     preload: list[str],
     end: Callable[[Gunicorn], None],
 ) -> None:
+    count = rng.choice([2, 4])
     often = ["--max-requests", str(rng.randint(40, 80))] if end is recycled else []
-    with gunicorn(tmp_path, nats_server.url, "-w", "2", *preload, *often) as guns:
-        roll_call(witness.conn, 2)
+    with gunicorn(tmp_path, nats_server.url, "-w", str(count), *preload, *often) as guns:
+        roll_call(witness.conn, count)
         loads = [Load(guns.port, "/publish"), Load(guns.port, "/late", first=1_000_000)]
         jobs = gevent.spawn(_give_jobs, witness.conn)
         try:
@@ -143,7 +144,12 @@ def test_nothing_accepted_is_lost(
             jobs.kill()
             for load in loads:
                 load.stop()
-        guns.end()
+        if end is not stopped:
+            # A worker that is told to stop in the moment of its birth is deaf to it, and would be
+            # killed in the end.
+            wait_until(lambda: not guns.leaving, PATIENCE, lambda: guns.log)
+            roll_call(witness.conn, count)
+            guns.end()
         _assert_none_lost(witness, loads)
         started = set(witness.came["started"])
         assert started
@@ -228,6 +234,37 @@ def test_it_ends_within_graceful_timeout(
 
 
 # -- the server is away --------------------------------------------------------------------
+
+
+@PRELOAD
+def test_workers_that_start_without_a_server(
+    tmp_path: Path,
+    chaos_proxy: Callable[..., ChaosProxy],
+    nats_server: NatsServer,
+    witness: Witness,
+    preload: list[str],
+) -> None:
+    proxy = chaos_proxy(nats_server.url)
+    proxy.refuse()
+    with gunicorn(tmp_path, proxy.url, "-w", "2", *preload) as guns:
+        guns.await_workers(2)
+        load = Load(guns.port, "/publish")
+        load.await_accepted(100)
+        live, ready = guns.get("/health/live"), guns.get("/health/ready")
+        assert live is not None
+        assert ready is not None
+        assert (live.status, ready.status) == (200, 503)
+        assert witness.came["seen"] == []
+        proxy.listen()
+        roll_call(witness.conn, 2)
+        load.stop()
+        witness.await_all(load.accepted)
+        assert {answer.status for answer in load.answers.values()} == {200}
+        limit = 2.0 + 1.0  # connect_wait and publish_timeout
+        assert max(answer.seconds for answer in load.answers.values()) <= limit
+        assert "connect_wait" in guns.log  # said once for each worker
+        assert guns.log.count("connect_wait") <= 2
+        assert_clean(guns)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import time
 
 import pytest
+from gevent.event import Event
 
 import gnats
 from gnats.testing import NatsServer, wait_until
@@ -17,6 +18,7 @@ def test_before_a_connect() -> None:
     assert health.status == "disconnected"
     assert (health.server, health.last_error, health.rtt) == (None, None, None)
     assert (health.buffered, health.buffered_bytes, health.outage) == (0, 0, 0.0)
+    assert health.unhandled == 0
     assert health.is_live
     assert not health.is_ready
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -84,6 +86,20 @@ def test_without_a_buffer_it_is_full_while_there_is_no_link(nats_server: NatsSer
     conn.wait_for_status("reconnecting", timeout=5.0)
     assert conn.health().buffer_fill == 1.0
     conn.close()
+
+
+def test_messages_that_wait_for_a_handler(shared_nats_server: NatsServer) -> None:
+    going_on = Event()
+    with gnats.connect(shared_nats_server.url) as conn:
+        conn.subscribe("health.handled", cb=lambda msg: going_on.wait(10.0))
+        read = conn.subscribe("health.handled")  # by nobody: it has no handler
+        for _ in range(3):
+            conn.publish("health.handled")
+        conn.flush()
+        wait_until(lambda: conn.health().unhandled == 3, timeout=5.0)
+        assert read.pending_msgs == 3
+        going_on.set()
+        wait_until(lambda: conn.health().unhandled == 0, timeout=5.0)
 
 
 def test_draining_is_live_and_not_ready(shared_nats_server: NatsServer) -> None:

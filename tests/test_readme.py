@@ -38,6 +38,15 @@ INSTALL_TOX = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/t
 FRAMEWORKS = re.compile(r"^from (flask|celery|gnats\.contrib\.django) ", re.MULTILINE)
 TIMEOUT = 30.0  # seconds for one block of code
 
+# What a block may be about that only `tox run -e frameworks` is sure to have, and its package.
+PACKAGES = {
+    "flask": "flask",
+    "django": "django",
+    "prometheus": "prometheus_client",
+    "opentelemetry": "opentelemetry.sdk",
+}
+FRAMEWORKS = re.compile(rf"^from (?:gnats\.contrib\.)?({'|'.join(PACKAGES)})", re.MULTILINE)
+
 
 def blocks(*languages: str) -> list[Any]:
     """The fenced blocks in *languages*, each named by its page and line."""
@@ -83,6 +92,8 @@ def ini(name: str) -> configparser.ConfigParser:
 
 @pytest.mark.parametrize("code", blocks("python", "py"))
 def test_the_code_runs(code: str, shared_nats_server: NatsServer, tmp_path: Path) -> None:
+    for name in FRAMEWORKS.findall(code):
+        pytest.importorskip(PACKAGES[name])
     script = tmp_path / "block.py"
     script.write_text(code.replace(URL, shared_nats_server.url), encoding="utf-8")
     process = Popen([sys.executable, str(script)], stdout=PIPE, stderr=STDOUT, cwd=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import io
 import json
 import logging
@@ -11,10 +12,12 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 from native import Native
 
 import gnats
@@ -160,10 +163,11 @@ def test_all_wait_once_and_together(
 PAUSE = 1.0
 
 
-def test_no_wait_at_all(make: Make, nowhere: str) -> None:
+def test_no_wait_at_all(make: Make, nowhere: str, caplog: pytest.LogCaptureFixture) -> None:
     nats = make(nowhere, connect_wait=0)
     nats.publish("a", b"1")
     assert nats.connection.stats.attempts == 0  # it has not even switched
+    assert "connect_wait (0 s)" in caplog.text
 
 
 def test_a_server_that_comes_within_the_wait(make: Make, rng: random.Random) -> None:
@@ -195,7 +199,9 @@ def test_what_is_buffered_is_sent_when_a_server_comes(make: Make) -> None:
 
 
 @pytest.mark.parametrize("call", ["request", "request_many", "flush"])
-def test_the_wait_is_within_the_time_of_a_call(make: Make, nowhere: str, call: str) -> None:
+def test_the_wait_is_within_the_time_of_a_call(
+    make: Make, nowhere: str, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     nats = make(nowhere, connect_wait=30.0)
     began = monotonic()
     with pytest.raises(TimeoutError, match=call):
@@ -204,6 +210,7 @@ def test_the_wait_is_within_the_time_of_a_call(make: Make, nowhere: str, call: s
         else:
             getattr(nats, call)("a", timeout=0.2)
     assert 0.15 <= monotonic() - began < 0.2 + PAUSE
+    assert "connect_wait" not in caplog.text  # there is time left
 
 
 def test_request_many_and_headers(make: Make, shared_nats_server: NatsServer) -> None:
@@ -244,6 +251,28 @@ def test_an_outage_is_no_first_use(make: Make, nats_server: NatsServer) -> None:
     with pytest.raises(TimeoutError):
         nats.request("a", timeout=0.1)
     assert monotonic() - began < 0.1 + PAUSE
+
+
+# -- other threads -------------------------------------------------------------------------
+
+
+def test_a_native_thread_publishes_and_does_not_begin(
+    make: Make, shared_nats_server: NatsServer
+) -> None:
+    native = gevent.get_hub().threadpool.apply
+    nats = make(shared_nats_server.url)
+    with pytest.raises(WrongThreadError, match=r"start\(\)"):
+        native(nats.publish, ("wsgi.native", b"0"))
+    got: list[bytes] = []
+    nats.subscription("wsgi.native")(lambda msg: got.append(msg.data))
+    nats.start()
+    native(nats.publish, ("wsgi.native", b"1"))  # it waits for no link
+    nats.flush()
+    native(nats.publish, ("wsgi.native", b"2"))
+    wait_until(lambda: got == [b"1", b"2"])
+    for call in (nats.flush, nats.stop):
+        with pytest.raises(WrongThreadError):
+            native(call)
 
 
 # -- handlers ------------------------------------------------------------------------------
@@ -307,6 +336,27 @@ def test_handlers_wait_for_start_in_an_arbiter(
         assert nats.request(subject).data == b"done"
 
 
+def test_the_hooks_of_gunicorn(
+    make: Make,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(gnats.wsgi, "_arbiter", None)
+    hooks = importlib.import_module("gnats.contrib.gunicorn")
+    monkeypatch.setattr(gnats.wsgi, "_arbiter", None)
+    nats = make(nats_server.url)
+    monkeypatch.setattr(gnats.wsgi, "_living", {nats})
+    worker = SimpleNamespace(pid=os.getpid(), cfg=SimpleNamespace(graceful_timeout=3))
+    hooks.post_worker_init(worker)
+    nats.connection.wait_for_status("connected", timeout=5.0)
+    assert ("no gevent worker" in caplog.text) == (not monkey.is_module_patched("socket"))
+    hooks.worker_exit(None, SimpleNamespace(pid=0))  # the arbiter, of a worker that is gone
+    assert nats.connection.is_connected
+    hooks.worker_exit(None, worker)
+    assert nats.connection.is_closed
+
+
 # -- the end -------------------------------------------------------------------------------
 
 
@@ -351,6 +401,46 @@ def test_stop_without_a_server_is_bounded_and_says_what_was_left(
     assert "3 published and not written" in said.message
     with pytest.raises(OptionError, match="timeout"):
         nats.stop(-1)
+
+
+def test_stop_without_a_server_and_with_nothing_to_send_is_quick(
+    make: Make, nowhere: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nats = make(nowhere, connect_wait=0, stop_timeout=30.0)
+    nats.start()
+    began = monotonic()
+    nats.stop()
+    assert monotonic() - began < PAUSE
+    assert nats.connection.is_closed
+    assert "gnats: stopped" not in caplog.text
+
+
+@pytest.mark.parametrize("publishes", [False, True])
+def test_stop_without_a_server_waits_for_the_handlers(
+    make: Make, nats_server: NatsServer, publishes: bool
+) -> None:
+    nats = make(nats_server.url, stop_timeout=1.5)
+    done: list[bytes] = []
+
+    @nats.subscription("slow")
+    def slow(msg: gnats.Msg) -> None:
+        gevent.sleep(0.05)
+        done.append(msg.data)
+        if publishes:
+            nats.publish("done", msg.data)
+
+    nats.start()
+    nats.flush()
+    for n in range(5):
+        nats.publish("slow", str(n))
+    nats.flush()
+    nats_server.kill()
+    nats.connection.wait_for_status("reconnecting", timeout=5.0)
+    began = monotonic()
+    nats.stop()
+    assert done == [b"0", b"1", b"2", b"3", b"4"]
+    assert monotonic() - began < 1.5 + PAUSE
+    assert nats.connection.stats.dropped == (5 if publishes else 0)
 
 
 def test_start_all_and_stop_all(
