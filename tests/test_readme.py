@@ -35,13 +35,13 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 URL = "nats://127.0.0.1:4222"
 INSTALL_TOX = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
-FRAMEWORKS = re.compile(r"^from (flask|celery|gnats\.contrib\.django) ", re.MULTILINE)
 TIMEOUT = 30.0  # seconds for one block of code
 
 # What a block may be about that only `tox run -e frameworks` is sure to have, and its package.
 PACKAGES = {
     "flask": "flask",
     "django": "django",
+    "celery": "celery",
     "prometheus": "prometheus_client",
     "opentelemetry": "opentelemetry.sdk",
 }
