@@ -15,6 +15,7 @@ import pytest
 
 import gnats
 from gnats import errors
+from gnats.testing import NatsServer
 
 PATCH = "from gevent import monkey; monkey.patch_all()\n"
 
@@ -127,6 +128,45 @@ import socket, gevent.socket
 assert socket.socket is gevent.socket.socket
 """
     )
+
+
+def test_patching_may_come_after_the_connect(shared_nats_server: NatsServer) -> None:
+    """As where a settings module connects, and the server patches after it."""
+    said = run(
+        f"""
+import os, sys, warnings
+import gnats
+warnings.simplefilter("ignore")  # gevent's own words about a late patch
+conn = gnats.connect("{shared_nats_server.url}", reconnect_wait=0.05)
+conn.subscribe("late.patch", cb=lambda msg: msg.respond(msg.data.upper()))
+from gevent import monkey
+monkey.patch_all()
+import threading
+assert conn.request("late.patch", b"main", timeout=5.0).data == b"MAIN"
+said = []
+thread = threading.Thread(
+    target=lambda: said.append(conn.request("late.patch", b"thread", timeout=5.0).data)
+)
+thread.start()  # a greenlet by now, of the thread that connected
+thread.join()
+assert said == [b"THREAD"], said
+conn.force_reconnect()
+conn.wait_for_status("reconnecting", timeout=5.0)
+conn.wait_for_status("connected", timeout=5.0)
+assert conn.request("late.patch", b"again", timeout=5.0).data == b"AGAIN"
+sub = conn.subscribe("late.thread")
+monkey.get_original("_thread", "start_new_thread")(conn.publish, ("late.thread", b"native"))
+assert sub.next_msg(5.0).data == b"native"
+child = os.fork()
+if child == 0:
+    done = conn.request("late.patch", b"child", timeout=5.0).data == b"CHILD"
+    os._exit(0 if done else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+conn.drain()
+print("ok")
+"""
+    )
+    assert said == "ok\n"
 
 
 TALK = """
