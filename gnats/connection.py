@@ -136,7 +136,8 @@ class Connection:
 
     def _settle_here(self) -> None:
         """It belongs to the calling thread from now on."""
-        self._owner.claim()
+        if self._owner.claim():  # callbacks of an attempt there are called there, these here
+            self._callbacks = CallbackQueue(self._callback_failed)
         # Encoded heads of subjects, where only this thread finds them: so publish sees, at no cost
         # of its own, that it is called by another one.
         self._home = new_local()
@@ -154,11 +155,11 @@ class Connection:
         the background. Raises BadURLError, ConnectionClosedError once closed, and Error when
         it is connected already.
         """
-        refuse_in_hub("connect")
         if self.status is not S.disconnected:
             if self.is_closed:
                 raise self._reconnector.gone()
             raise Error(f"connect: the connection is {self.status} already")
+        refuse_in_hub("connect")
         self._add_first(servers)
         self._settle_here()
         patient = self._options.reconnect.retry_on_failed_connect
@@ -172,7 +173,6 @@ class Connection:
             self._reconnector.request_close()
             raise
         if self._reconnector.failure is not None:
-            self._owner.release()
             raise self._reconnector.failure
         if self.is_closed:
             raise self._reconnector.gone()
@@ -199,6 +199,7 @@ class Connection:
         """In a forked child, called by the fork itself: begin anew, with the same subscriptions.
         What waits to be sent, called or handled is the parent's. Never switches."""
         if self.status is S.disconnected or self.is_closed:
+            self._outbox.disown()
             self._nuid.reset()
             return
         ending = self._drain is not None or self._reconnector.is_closing
@@ -640,15 +641,17 @@ class Connection:
             self._join_close()
 
     def _close_from_afar(self) -> None:
-        handed = self._outbox.handed
+        handed, deadline = self._outbox.handed, Deadline(CLOSE_BOUND)
         try:
             handed.call(self._reconnector.request_close)
-            closed = handed.wait(lambda: self.is_closed, Deadline(CLOSE_BOUND))
+            closed = handed.wait(lambda: self.is_closed, deadline)
         except ConnectionClosedError:
-            if self.is_closed:
-                return
-            raise
-        if not closed:
+            if self.status is S.disconnected:
+                self.close()  # its connect has failed meanwhile: it is nobody's
+            elif not self.is_closed:
+                raise
+            return
+        if not closed and deadline.expired:
             raise TimeoutError(
                 f"close: the loop of the connection's thread did not turn for {CLOSE_BOUND} s: it "
                 "is blocked, and will close it when it goes on",
@@ -665,7 +668,7 @@ class Connection:
 
     def _begin_farewell(self) -> bool:
         """The process ends, see ``farewell``."""
-        if not self._owner.is_in_its_process or self.status in (S.disconnected, S.closed):
+        if not self._owner.can_say_farewell or self.status in (S.disconnected, S.closed):
             return False
         self._reconnector.request_close()
         return True
@@ -747,22 +750,26 @@ class Connection:
 
     @property
     def stats(self) -> Stats:
-        """The books, as of now; they close at every moment."""
+        """The books, as of now; they close at every moment. In another thread than the
+        connection's each counter is true, and the books may be off by what happens meanwhile."""
+        with self._outbox.handed.lock:  # what comes from other threads is here or there
+            return self._count()
+
+    def _count(self) -> Stats:
         buffer, life, handed = self._buffer, self._reconnector, self._outbox.handed
-        with handed.lock:  # what comes from other threads is here or there
-            waiting, waiting_bytes, payload = len(handed.frames), handed.size, handed.payload
+        waiting = len(handed.frames)
         return Stats(
             accepted=buffer.accepted + waiting,
             sent=buffer.sent,
             uncertain=buffer.uncertain,
             dropped=buffer.dropped,
             buffered=buffer.buffered + waiting,
-            buffered_bytes=buffer.held + waiting_bytes,
+            buffered_bytes=buffer.held + handed.size,
             replayed=buffer.replayed,
             in_msgs=life.past_and_present("in_msgs"),
             in_bytes=life.past_and_present("in_bytes"),
             out_msgs=buffer.accepted + waiting,
-            out_bytes=buffer.accepted_bytes + payload,
+            out_bytes=buffer.accepted_bytes + handed.payload,
             in_dropped=self._subscriptions.in_dropped
             + self._requests.late
             + life.past_and_present("in_unknown"),
@@ -776,20 +783,16 @@ class Connection:
 
     def health(self) -> Health:
         """How it is, in a few facts, for a probe or a page. Costs no network, never switches."""
-        life, buffer, error, url = (
-            self._reconnector,
-            self._buffer,
-            self._reconnector.last_error,
-            self.connected_url,
-        )
+        life, stats, url = self._reconnector, self.stats, self.connected_url
+        error, session = life.last_error, life.session
         return Health(
             status=self.status,
             server=str(url) if url is not None else None,
             since=calendar(life.age),
             last_error=f"{type(error).__name__}: {error}" if error is not None else None,
-            rtt=life.session.pings.rtt if life.session is not None else None,
-            buffered=buffer.buffered,
-            buffered_bytes=buffer.held,
+            rtt=session.pings.rtt if session is not None else None,
+            buffered=stats.buffered,
+            buffered_bytes=stats.buffered_bytes,
             buffer_fill=self._outbox.fill,
             unhandled=self._subscriptions.unhandled,
             outage=life.outage,

@@ -8,10 +8,13 @@ and those of the process that this one was forked from, are left alone.
 from __future__ import annotations
 
 import atexit
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
+from gevent import get_hub
+
 from .backoff import Deadline
+from .errors import ConnectionClosedError
 
 # Seconds for all of them together: a server that does not answer must not hold up a restart.
 PATIENCE = 3.0
@@ -37,9 +40,18 @@ def watch(leaver: Leaver) -> None:
 
 def _at_exit() -> None:
     leaving = [leaver for leaver in list(_living) if leaver._begin_farewell()]
+    if not leaving:
+        return
+    hub: Any = get_hub()
+    # Greenlets that wait for something are told that the connection is closed, which is what all
+    # this is about: no stack traces of them.
+    hub.NOT_ERROR = (*hub.NOT_ERROR, ConnectionClosedError)
     deadline = Deadline(PATIENCE)
     for leaver in leaving:
-        leaver._end_farewell(deadline)
+        try:
+            leaver._end_farewell(deadline)
+        except SystemExit:  # of a callback: the process ends already
+            pass
 
 
 atexit.register(_at_exit)

@@ -60,8 +60,10 @@ class Outbox:
         self.unlink()
 
     def end(self) -> None:
-        """Nothing comes from other threads any more: called once it is shut for good."""
+        """Nothing comes from other threads any more, but what they have asked for before is done:
+        called once it is shut."""
         self.handed.close()
+        self.handed.answer_calls()
 
     def disown(self) -> None:
         """In a forked child: what other threads left is the parent's, and so are they."""
@@ -109,9 +111,10 @@ class Outbox:
 
         deadline = Deadline(timeout)
         if not put() and not self.handed.wait(put, deadline):
-            raise self._limit_error(
-                len(frame), f"there was none within publish_timeout ({deadline.seconds} s)"
-            )
+            why = f"there was none within publish_timeout ({deadline.seconds} s)"
+            if not deadline.expired:
+                why = "the loop of the connection's thread does not turn, so there will be none"
+            raise self._limit_error(len(frame), why)
 
     def _admits_handed(self, size: int) -> bool:
         """In the other thread, under its lock."""
@@ -128,7 +131,9 @@ class Outbox:
         """Put what other threads have handed over into the buffer, room or not: it is bounded by
         itself. Never switches."""
         if self.handed.frames:
-            self.buffer.extend(*self.handed.take())
+            with self.handed.lock:  # who counts from afar finds them here or there
+                self.buffer.extend(*self.handed.take())
+            self.handed.wake_all()
 
     def _pour_in_turn(self) -> None:
         """The same where there is room, and by turns with those of our own thread who wait."""
@@ -140,8 +145,7 @@ class Outbox:
 
     def _answer(self) -> None:
         """In the hub: another thread has rung."""
-        for run in self.handed.take_calls():
-            run()
+        self.handed.answer_calls()
         if self.handed.frames:
             self._pour_in_turn()
 

@@ -226,10 +226,12 @@ class Reconnector:
 
     def past_and_present(self, name: str) -> int:
         """A counter over all sessions."""
-        present = 0
-        if self.session is not None:
-            present = self.session.pings.sent if name == "pings" else getattr(self.session, name)
-        return self._past[name] + present
+        session = self.session  # another thread may be looking
+        if session is None:
+            return self._past[name]
+        return self._past[name] + (
+            session.pings.sent if name == "pings" else getattr(session, name)
+        )
 
     # -- the greenlet --------------------------------------------------------------------
 
@@ -271,15 +273,16 @@ class Reconnector:
 
     def _give_back(self) -> None:
         """The first connect failed fast: back to where it began, so that it can be tried again."""
+        self._outbox.end()
         if self._closing is not None:
             self._finish()
             return
         self._failure = self.seeker.gave_up
         self._greenlet = None
         self._outbox.shut(lambda: ConnectionClosedError("not connected: connect() failed"))
-        self._outbox.end()
         self._outbox.buffer.discard()
         self._requests.fail_all(ConnectionClosedError("connect() failed meanwhile"))
+        self._outbox.handed.owner.release()
         self.status.to(S.disconnected)
 
     def _give_up(self) -> None:
@@ -311,6 +314,7 @@ class Reconnector:
         is set, so no publish comes in between."""
         session = self._new_session(opened)
         self._take_info(opened.info)
+        self._outbox.pour()  # so that it is measured as what waited longer is
         self._restores.fill(opened.info, session.pings)
         self._outbox.link()
         self.connects += 1
@@ -422,6 +426,7 @@ class Reconnector:
         self._moves_at = None
         session = self._new_session(opened)
         self._take_info(opened.info)
+        self._outbox.pour()
         self._restores.take_over(opened.info, move, opened.early)
         self._outbox.link()
         self.connects += 1
@@ -475,11 +480,12 @@ class Reconnector:
     def _end_session(self, session: Session) -> None:
         # First the session stops touching the buffer, then the buffer is settled.
         session.close()
-        self._past["in_msgs"] += session.in_msgs
-        self._past["in_bytes"] += session.in_bytes
-        self._past["in_unknown"] += session.in_unknown
-        self._past["pings"] += session.pings.sent
-        self.session = None
+        with self._outbox.handed.lock:  # who counts from another thread counts nothing twice
+            self._past["in_msgs"] += session.in_msgs
+            self._past["in_bytes"] += session.in_bytes
+            self._past["in_unknown"] += session.in_unknown
+            self._past["pings"] += session.pings.sent
+            self.session = None
         self._outbox.buffer.lost()
 
     # -- the end -------------------------------------------------------------------------
@@ -564,7 +570,7 @@ class Reconnector:
         self.status_changed.wake_all()
         for wanted, park in self._awaited:
             if new in (wanted, S.closed, S.disconnected):
-                park.wake()
+                park.wake_across()  # who waits for a connect may wait in another thread
         self._tell("status_cb", old, new)
 
 

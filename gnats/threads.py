@@ -8,9 +8,10 @@ the standard library's tell greenlets apart. Source: DESIGN 4.9.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
+from weakref import ref
 
 from gevent import get_hub
 from gevent.monkey import get_original
@@ -18,77 +19,110 @@ from gevent.monkey import get_original
 from .backoff import Deadline
 from .errors import ConnectionClosedError, WrongThreadError
 
-get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 _allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 _new_rlock: Callable[[], Any] = get_original("_thread", "RLock")
 #: Something whose attributes each thread has for itself.
 new_local: Callable[[], Any] = get_original("_thread", "_local")
 
-# A thread that waits looks this often (seconds) whether the one it waits for still lives.
+# A thread that waits rings again so often (seconds), and looks whether the owner's still lives.
 LOOK_EVERY = 0.5
+# Seconds after which a thread that has no answer to its ringing gives up: the owner's may wait for
+# it, with its loop, as a program does that joins its threads at its end.
+STUCK = 10.0
+
+
+class _Thread:
+    """Stands for one thread, as long as it lives: idents are used again for later threads."""
+
+    __slots__ = ("__weakref__",)
+
+
+_this = new_local()  # ``thread``: the calling one
 
 
 class Owner:
     """The thread that a connection belongs to: nobody's until it is connected."""
 
-    __slots__ = ("_ident", "_pid")
+    __slots__ = ("_hub", "_pid", "_thread")
 
     def __init__(self) -> None:
-        self._ident: int | None = None
+        self._thread: ref[_Thread] | None = None
         self._pid = 0
+        self._hub: Any = None
 
-    def claim(self) -> None:
-        """It is the calling thread's from now on."""
-        self._ident = get_ident()
+    def claim(self) -> bool:
+        """It is the calling thread's from now on; whether it was another's before. Makes the
+        thread's hub, if it has none."""
+        thread = getattr(_this, "thread", None)
+        if thread is None:
+            thread = _this.thread = _Thread()
+        self._thread = ref(thread)
         self._pid = os.getpid()
+        before, self._hub = self._hub, get_hub()
+        return before is not None and before is not self._hub
 
     def release(self) -> None:
         """It is nobody's again."""
-        self._ident = None
+        self._thread = None
 
     @property
     def is_here(self) -> bool:
         """Whether the calling thread may use it as it likes."""
-        return self._ident is None or self._ident == get_ident()
-
-    @property
-    def is_in_its_process(self) -> bool:
-        """Whether it is the calling thread's, and was claimed in this very process: a fork that
-        Python did not hear of (by a server written in C) leaves another's behind."""
-        return self._ident == get_ident() and self._pid == os.getpid()
+        return self._thread is None or self._is_claimed_here
 
     @property
     def is_alive(self) -> bool:
         """Whether its thread has not ended."""
-        return self._ident is None or self._ident in sys._current_frames()
+        return self._thread is None or self._thread() is not None
+
+    @property
+    def can_say_farewell(self) -> bool:
+        """Whether it is the calling thread's, which still has a loop, and was claimed in this very
+        process: a fork that Python did not hear of (by a server written in C) leaves another's
+        behind."""
+        if self._thread is None or not self._is_claimed_here or self._pid != os.getpid():
+            return False
+        return self._hub.loop is not None and get_hub() is self._hub
 
     def check(self, operation: str) -> None:
         """Raise WrongThreadError, before anything is half done, unless it is the caller's."""
         if not self.is_here:
             raise WrongThreadError(operation)
 
+    @property
+    def _is_claimed_here(self) -> bool:
+        assert self._thread is not None
+        thread = self._thread()
+        return thread is not None and thread is getattr(_this, "thread", None)
+
 
 class Handover:
     """What other threads leave for the owner: messages, and calls. Every method may be called from
-    any thread, but for those of the owner. Only ``wait`` blocks, natively."""
+    any thread, but for those of the owner. Only ``wait`` blocks, natively. The lock is reentrant:
+    a signal's handler or a ``__del__`` may strike, and publish, while it is held."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        # Held for a few instructions. Reentrant: the collector may run a __del__ that publishes.
-        self.lock = _new_rlock()
+        self.lock = _new_rlock()  # held for a few instructions
         self.frames: list[bytes] = []
         self.size = 0  # bytes of the frames
         self.payload = 0  # bytes of headers and payloads
         self._calls: list[Callable[[], None]] = []
         self._bell: Any = None  # a watcher of the owner's loop, while it is open
         self._waiting: list[Any] = []  # locks, each held until somebody shall look again
+        self._answers = 0  # how often the owner's loop has answered
 
     # -- the owner -----------------------------------------------------------------------
 
     def open(self, answer: Callable[[], None]) -> None:
         """Have *answer* called in the hub, soon after somebody has rung."""
+
+        def on_ring() -> None:
+            self._answers += 1
+            answer()
+
         watcher = get_hub().loop.async_(ref=False)
-        watcher.start(answer)
+        watcher.start(on_ring)
         self._bell = watcher
 
     def close(self) -> None:
@@ -100,27 +134,28 @@ class Handover:
             bell.close()
         self.wake_all()
 
+    def answer_calls(self) -> None:
+        """Do what other threads have asked for."""
+        with self.lock:
+            calls, self._calls = self._calls, []
+        for run in calls:
+            run()
+
     def disown(self) -> None:
         """In a forked child, where a thread that held the lock does not exist."""
         self.lock = _new_rlock()
-        self._waiting = []
+        self._waiting, self._calls = [], []
         self.frames, self.size, self.payload = [], 0, 0
         self.close()
 
     def take(self) -> tuple[list[bytes], int, int]:
-        """All messages that are here, in order, their bytes, and those of their payloads."""
+        """All messages that are here, in order, their bytes, and those of their payloads. Then
+        ``wake_all``."""
         with self.lock:
             frames, self.frames = self.frames, []
             size, self.size = self.size, 0
             payload, self.payload = self.payload, 0
-        self.wake_all()
         return frames, size, payload
-
-    def take_calls(self) -> list[Callable[[], None]]:
-        """What is to be called in the owner's thread."""
-        with self.lock:
-            calls, self._calls = self._calls, []
-        return calls
 
     # -- the others ----------------------------------------------------------------------
 
@@ -145,7 +180,11 @@ class Handover:
 
     def wait(self, met: Callable[[], bool], deadline: Deadline) -> bool:
         """Block this thread until *met*, which is asked whenever something has changed; False when
-        time ran out first. Raises ConnectionClosedError when the owner's thread has ended."""
+        time ran out first, when the owner's loop does not turn, and at once when it would wait for
+        itself. Raises ConnectionClosedError when the owner's thread has ended."""
+        if self.lock._is_owned():
+            return met()  # in the midst of another call of this thread: nobody can make room now
+        answers, answered = self._answers, monotonic()
         while True:
             lock = _allocate_lock()
             lock.acquire()
@@ -157,10 +196,15 @@ class Handover:
                 left = deadline.remaining()
                 if left is not None and left <= 0:
                     return False
-                lock.acquire(True, LOOK_EVERY if left is None else min(left, LOOK_EVERY))
+                woken = lock.acquire(True, LOOK_EVERY if left is None else min(left, LOOK_EVERY))
             finally:
                 self._leave(lock)
-            self._check_owner()
+            if woken or self._answers != answers:
+                answers, answered = self._answers, monotonic()
+            elif monotonic() - answered > STUCK:
+                return met()
+            if not woken:
+                self._ring_again()
 
     def wake_all(self) -> None:
         """Something has changed: those who wait look again."""
@@ -176,7 +220,16 @@ class Handover:
         self._check_owner()
         if self._bell is None:
             raise ConnectionClosedError
-        self._bell.send()
+        try:
+            self._bell.send()
+        except Exception as exc:  # of whatever kind: each loop has its own for "destroyed"
+            raise ConnectionClosedError("the loop of the connection is destroyed") from exc
+
+    def _ring_again(self) -> None:
+        with self.lock:
+            self._check_owner()
+            if self._bell is not None:
+                self._ring()
 
     def _check_owner(self) -> None:
         if not self.owner.is_alive:

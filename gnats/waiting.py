@@ -50,6 +50,12 @@ class Park:
             self.woken = True
             get_hub().loop.run_callback(self._waiter.switch, None)
 
+    def wake_across(self) -> None:
+        """``wake``, from any thread."""
+        if not self.woken:
+            self.woken = True
+            self._waiter.hub.loop.run_callback_threadsafe(self._waiter.switch, None)
+
 
 class Line:
     """Greenlets waiting for the same word. ``wake_all`` ends every wait. Never switches itself."""

@@ -122,6 +122,52 @@ def test_a_server_that_is_away_holds_up_nobody(nats_server: NatsServer, how: str
             nats_server.resume()
 
 
+PARKED = {
+    "next_msg": "conn.subscribe('a').next_msg(timeout=None)",
+    "iteration": "list(conn.subscribe('a'))",
+    "request": "conn.request('farewell.silent', timeout=60.0)",
+    "wait_for_status": "conn.wait_for_status('reconnecting')",
+    "drain": "conn.drain()",
+    "publish": "[conn.publish('a', bytes(500_000)) for _ in range(50)]",
+}
+
+
+@pytest.mark.parametrize("call", PARKED)
+def test_greenlets_that_wait_print_no_stack(shared_nats_server: NatsServer, call: str) -> None:
+    ended = run(
+        f"""
+        conn = gnats.connect(url)
+        conn.subscribe("farewell.silent", cb=lambda msg: None)
+        gevent.spawn(lambda: {PARKED[call]})
+        gevent.sleep(0.05)
+        """,
+        shared_nats_server.url,
+    )
+    assert (ended.code, ended.said, ended.complained) == (0, "", "")
+
+
+def test_a_callback_that_wants_to_exit(shared_nats_server: NatsServer) -> None:
+    ended = run(
+        """
+        first = gnats.connect(url, closed_cb=lambda conn: sys.exit(9))
+        second = gnats.connect(url, closed_cb=lambda conn: print("second", flush=True))
+        """,
+        shared_nats_server.url,
+    )
+    assert (ended.code, ended.said, ended.complained) == (0, "second\n", "")
+
+
+def test_the_hub_is_destroyed_already(shared_nats_server: NatsServer) -> None:
+    ended = run(
+        """
+        conn = gnats.connect(url)
+        gevent.get_hub().destroy(destroy_loop=True)
+        """,
+        shared_nats_server.url,
+    )
+    assert (ended.code, ended.said, ended.complained) == (0, "", "")
+
+
 def test_closed_and_never_connected_ones_need_nothing(shared_nats_server: NatsServer) -> None:
     ended = run(
         """

@@ -28,6 +28,7 @@ from gnats.testing import FakeClient, NatsServer, wait_until
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
 _ids = NUID()
 _sleep = get_original("time", "sleep")
+get_ident = get_original("_thread", "get_ident")
 
 
 def check_books(conn: gnats.Connection) -> None:
@@ -413,18 +414,24 @@ def test_a_connection_that_never_was_connected() -> None:
 
 OWNER_ENDS = """
 import sys
-import gnats
+import gevent, gnats
 from gnats.errors import ConnectionClosedError
 from native import Native
 
 conn = Native(gnats.connect, sys.argv[1]).join()
-for call in (lambda: conn.publish("a"), conn.close):
-    try:
-        call()
-    except ConnectionClosedError as exc:
-        assert "thread" in str(exc), exc
-    else:
-        sys.exit("it was taken by nobody")
+
+def use():
+    for call in (lambda: conn.publish("a"), conn.close):
+        try:
+            call()
+        except ConnectionClosedError as exc:
+            assert "thread" in str(exc), exc
+        else:
+            sys.exit("it was taken by nobody")
+
+use()
+for _ in range(10):  # one of them is likely to have the ident of the thread that ended
+    Native(use).join()
 assert conn.stats.accepted == 0
 print("ok")
 """
@@ -440,6 +447,41 @@ def test_the_owners_thread_has_ended(shared_nats_server: NatsServer) -> None:
         timeout=30,
     )
     assert done.stdout.strip().endswith(b"ok"), done.stdout + done.stderr
+
+
+def test_close_while_a_first_connect_fails(fake_server: Any) -> None:
+    """It is closed, for good: no wish is left behind for the next connect."""
+    going_on: list[bool] = []
+
+    def hold(client: FakeClient) -> None:
+        wait_until(lambda: bool(going_on), 10.0)
+        client.close()
+
+    conn = gnats.Connection(error_cb=lambda conn, exc: None)
+    server = fake_server(hold)
+    connecting = gevent.spawn(conn.connect, server.url)
+    wait_until(lambda: len(server.clients) == 1, 5.0)
+    closing = Native(conn.close)
+    going_on.append(True)
+    closing.join()
+    with pytest.raises(errors.Error):
+        connecting.get(timeout=5.0)
+    assert conn.is_closed
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.0005, 0.001, 0.002, 0.004])
+def test_close_at_about_the_time_of_the_failure(delay: float) -> None:
+    conn = gnats.Connection()
+
+    def close_soon() -> None:
+        _sleep(delay)
+        conn.close()
+
+    closing = Native(close_soon)
+    with pytest.raises(errors.Error):
+        conn.connect("nats://127.0.0.1:1")
+    closing.join()
+    assert conn.is_closed
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -527,6 +569,150 @@ def test_a_connect_that_failed_leaves_it_to_nobody(shared_nats_server: NatsServe
             return conn.request("threads.again", timeout=5.0).data
 
     assert Native(work).join() == b"here"
+
+
+def test_callbacks_are_called_in_the_thread_that_connected(
+    shared_nats_server: NatsServer,
+) -> None:
+    told: list[tuple[str, int]] = []
+
+    def tell(_: Any, old: Any, new: Any) -> None:
+        told.append((str(new), get_ident()))
+
+    conn = gnats.Connection(status_cb=tell)
+    with pytest.raises(errors.NoServersError):
+        conn.connect("nats://127.0.0.1:1")
+
+    def work() -> int:
+        conn.set_servers([shared_nats_server.url])
+        conn.connect()
+        conn.close()
+        return get_ident()
+
+    there = Native(work).join_blocking()  # our own loop stands still meanwhile
+    assert [word for word, ident in told if ident == there] == ["connecting", "connected", "closed"]
+    wait_until(lambda: len(told) == 5, 5.0)
+    assert [word for word, ident in told if ident != there] == ["connecting", "disconnected"]
+
+
+def test_who_waits_for_a_status_may_wait_in_another_thread(
+    shared_nats_server: NatsServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conn = gnats.Connection()
+    waiting = gevent.spawn(conn.wait_for_status, "connected", 10.0)
+    gevent.sleep(0.01)
+    over: list[bool] = []
+
+    def work() -> None:
+        conn.connect(shared_nats_server.url)
+        while not over:
+            gevent.sleep(0.005)
+        conn.close()
+
+    thread = Native(work)
+    assert waiting.get(timeout=5.0)
+    over.append(True)
+    thread.join()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_no_counter_falls_for_a_thread_that_looks(
+    conn: gnats.Connection, connect: Any, subject: str
+) -> None:
+    conn.subscribe(subject, cb=lambda msg: None)
+    over: list[bool] = []
+    interval = sys.getswitchinterval()
+
+    def look() -> list[str]:
+        fallen, before = [], conn.stats
+        while not over:
+            stats = conn.stats
+            fallen += [
+                name
+                for name in ("accepted", "out_bytes", "in_msgs", "in_bytes", "pings_sent")
+                if getattr(stats, name) < getattr(before, name)
+            ]
+            before = stats
+        return fallen
+
+    sys.setswitchinterval(1e-5)
+    try:
+        looking = Native(look)
+        publishing = [Native(publish_numbers, conn, subject, 2000) for _ in range(2)]
+        for _ in range(5):
+            gevent.sleep(0.02)
+            conn.force_reconnect()
+            wait_until(lambda: conn.is_connected, 5.0)
+        for thread in publishing:
+            thread.join()
+        over.append(True)
+        assert looking.join() == []
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_health_counts_what_was_handed_over(conn: gnats.Connection, subject: str) -> None:
+    Native(publish_numbers, conn, subject, 50).join_blocking()
+    health = conn.health()
+    assert (health.buffered, health.buffered_bytes) == (
+        conn.stats.buffered,
+        conn.stats.buffered_bytes,
+    )
+    assert health.buffered == 50
+    conn.flush()
+    assert conn.health().buffered == 0
+
+
+def test_one_that_strikes_while_the_lock_is_held_does_not_wait(
+    conn: gnats.Connection, subject: str
+) -> None:
+    """As the handler of a signal may, or a __del__: nobody could make room for it."""
+
+    def work() -> None:
+        with conn._outbox.handed.lock:
+            for _ in range(20):
+                conn.publish(subject, bytes(HIGH_WATER // 8))
+
+    with pytest.raises(errors.OutboundBufferLimitError):
+        Native(work).join()
+    check_books(conn)
+    conn.flush()
+
+
+def test_an_owner_that_waits_for_the_thread_is_found_out(
+    conn: gnats.Connection, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a program does that joins its threads: no room will ever come."""
+    monkeypatch.setattr("gnats.threads.STUCK", 0.2)
+    monkeypatch.setattr("gnats.threads.LOOK_EVERY", 0.05)
+
+    def work() -> None:
+        for _ in range(20):
+            conn.publish(subject, bytes(HIGH_WATER // 8))
+
+    with pytest.raises(errors.OutboundBufferLimitError, match="does not turn"):
+        Native(work).join_blocking()
+    check_books(conn)
+    accepted = conn.stats.accepted
+    conn.flush()
+    assert conn.stats.sent == accepted
+
+
+def test_a_slow_server_is_no_stuck_owner(
+    nats_server: NatsServer, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnats.threads.STUCK", 0.2)
+    monkeypatch.setattr("gnats.threads.LOOK_EVERY", 0.05)
+    conn = gnats.connect(nats_server.url)
+    nats_server.pause()
+    thread = Native(lambda: [conn.publish(subject, bytes(HIGH_WATER // 2)) for _ in range(30)])
+    gevent.sleep(1.0)
+    assert not thread.is_over
+    nats_server.resume()
+    thread.join()
+    conn.flush()
+    assert conn.stats.sent == 30
+    conn.close()
 
 
 def test_a_made_but_unconnected_one_can_be_filled_anywhere() -> None:
