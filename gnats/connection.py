@@ -644,14 +644,14 @@ class Connection:
         handed, deadline = self._outbox.handed, Deadline(CLOSE_BOUND)
         try:
             handed.call(self._reconnector.request_close)
-            closed = handed.wait(lambda: self.is_closed, deadline)
         except ConnectionClosedError:
-            if self.status is S.disconnected:
-                self.close()  # its connect has failed meanwhile: it is nobody's
-            elif not self.is_closed:
+            if not self._owner.is_alive:
                 raise
-            return
-        if not closed and deadline.expired:
+        # Its first connect may fail meanwhile: then it is nobody's, and ours to close.
+        over = handed.wait(lambda: self.is_closed or self.status is S.disconnected, deadline)
+        if self.status is S.disconnected:
+            self.close()
+        elif not over and deadline.expired:
             raise TimeoutError(
                 f"close: the loop of the connection's thread did not turn for {CLOSE_BOUND} s: it "
                 "is blocked, and will close it when it goes on",

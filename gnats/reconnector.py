@@ -284,6 +284,7 @@ class Reconnector:
         self._requests.fail_all(ConnectionClosedError("connect() failed meanwhile"))
         self._outbox.handed.owner.release()
         self.status.to(S.disconnected)
+        self._outbox.handed.wake_all()
 
     def _give_up(self) -> None:
         """Nobody is left to try: the connection will be closed, and this is why."""
