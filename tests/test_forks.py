@@ -28,6 +28,8 @@ FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_re
 PATIENCE = 15.0  # seconds that a child may take
 
 raw_fork = monkey.get_original("os", "fork")
+# A patched one leaves it, on libuv, to the loop of its thread, which need not run.
+raw_close = monkey.get_original("os", "close")
 
 
 def by_multiprocessing(run: Callable[[], None]) -> None:
@@ -68,7 +70,7 @@ class Child:
         finally:
             if os.getpid() != here:
                 os._exit(1)
-        os.close(end)
+        raw_close(end)
 
     def result(self) -> Any:
         data = b""
