@@ -155,5 +155,6 @@ def test_a_sample_counts_what_is_there() -> None:
     assert (before.minute, after.minute) == (1.0, 2.0)
     assert after.greenlets == before.greenlets + 1
     assert after.descriptors == before.descriptors + 1
-    assert 100_000 <= after.blocks - before.blocks < 101_000
+    # The interpreter itself gives back a block or takes one meanwhile.
+    assert 99_900 < after.blocks - before.blocks < 101_000
     assert len(kept) == 100_000
