@@ -504,7 +504,7 @@ def test_a_program_that_is_run_changes_nothing(conn: gnats.Connection, module: A
 
 
 @pytest.mark.parametrize(
-    "count", [30, pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+    "count", [30, pytest.param(5_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 @pytest.mark.parametrize("keep", [False, True], ids=["at most once", "at least once"])
 def test_forks_under_load(nats_server: NatsServer, count: int, keep: bool) -> None:

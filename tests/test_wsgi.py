@@ -467,7 +467,7 @@ def fork_unheard() -> int:
     return int(ctypes.PyDLL(None).fork())
 
 
-# There gevent's own thread pool fails in such a child, if it was used before ("no attribute clear").
+# Its own thread pool, if it was used before, fails in such a child there: no attribute "clear".
 POOL_FAILS = sys.version_info >= (3, 13) and gevent.version_info[:2] < (25, 0)
 FORKS = pytest.mark.parametrize(
     "fork",
