@@ -155,15 +155,14 @@ class Connection:
         the background. Raises BadURLError, ConnectionClosedError once closed, and Error when
         it is connected already.
         """
-        if self.status is not S.disconnected:
-            if self.is_closed:
-                raise self._reconnector.gone()
-            raise Error(f"connect: the connection is {self.status} already")
+        self._check_unconnected()
         refuse_in_hub("connect")
         self._add_first(servers)
-        self._settle_here()
         patient = self._options.reconnect.retry_on_failed_connect
-        self._reconnector.start(patient)
+        with self._outbox.handed.lock:  # another thread may connect or close it at this moment
+            self._check_unconnected()
+            self._settle_here()
+            self._reconnector.start(patient)
         if patient:
             return self
         try:
@@ -177,6 +176,12 @@ class Connection:
         if self.is_closed:
             raise self._reconnector.gone()
         return self
+
+    def _check_unconnected(self) -> None:
+        if self.status is not S.disconnected:
+            if self.is_closed:
+                raise self._reconnector.gone()
+            raise Error(f"connect: the connection is {self.status} already")
 
     def _add_first(self, servers: Servers) -> None:
         first = _checked(parse_servers(servers)) if servers is not None else []
@@ -633,11 +638,13 @@ class Connection:
         closed there, and blocks until it is; it raises TimeoutError when the loop there does not
         turn.
         """
-        if not self._owner.is_here:
+        with self._outbox.handed.lock:  # while nobody has it, another thread may connect it
+            ours = self._owner.is_here
+            if ours:
+                self._reconnector.request_close()
+        if not ours:
             self._close_from_afar()
-            return
-        self._reconnector.request_close()
-        if not in_hub():
+        elif not in_hub():
             self._join_close()
 
     def _close_from_afar(self) -> None:

@@ -278,12 +278,13 @@ class Reconnector:
             self._finish()
             return
         self._failure = self.seeker.gave_up
-        self._greenlet = None
         self._outbox.shut(lambda: ConnectionClosedError("not connected: connect() failed"))
         self._outbox.buffer.discard()
         self._requests.fail_all(ConnectionClosedError("connect() failed meanwhile"))
-        self._outbox.handed.owner.release()
-        self.status.to(S.disconnected)
+        with self._outbox.handed.lock:  # from here on another thread may close it
+            self._greenlet = None
+            self._outbox.handed.owner.release()
+            self.status.to(S.disconnected)
         self._outbox.handed.wake_all()
 
     def _give_up(self) -> None:
