@@ -32,7 +32,7 @@ def orders(request):
 
 
 def health(_request):
-    return JsonResponse(nats.health().as_dict(), status=200 if nats.health().is_ready else 503)
+    return JsonResponse((report := nats.health()).as_dict(), status=200 if report.is_ready else 503)
 
 
 urlpatterns = [path("orders", orders), path("health", health)]

@@ -802,6 +802,7 @@ class Connection:
             buffered_bytes=stats.buffered_bytes,
             buffer_fill=self._outbox.fill,
             unhandled=self._subscriptions.unhandled,
+            abandoned=not self._owner.is_alive,
             outage=life.outage,
         )
 

@@ -32,18 +32,19 @@ class Health:
     buffered_bytes: int  #: bytes of those
     buffer_fill: float  #: 0 to 1: at 1 the next ``publish`` waits or raises
     unhandled: int  #: messages that wait for a handler, or are in one
+    abandoned: bool  #: the thread that connected has ended, and with it the loop that it needs
     outage: float  #: seconds without a link until now, while one is sought; else 0
 
     @property
     def is_live(self) -> bool:
-        """Whether the connection can still come back by itself. When it cannot, because it is
-        closed, only a new one helps: a restart of the process, say."""
-        return self.status is not ConnectionStatus.closed
+        """Whether the connection can still come to a link. When it cannot, because it is closed or
+        abandoned, only a new one helps: a restart of the process, say."""
+        return self.status is not ConnectionStatus.closed and not self.abandoned
 
     @property
     def is_ready(self) -> bool:
         """Whether it has a link and takes work: connected, and not draining."""
-        return self.status is ConnectionStatus.connected
+        return self.status is ConnectionStatus.connected and not self.abandoned
 
     def as_dict(self) -> dict[str, Any]:
         """Every fact, with ``live`` and ``ready``, as what JSON can hold."""

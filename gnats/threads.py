@@ -163,6 +163,7 @@ class Handover:
         """Leave a message, if ``admits(bytes)`` says so, which is asked under the lock, and may
         raise."""
         with self.lock:
+            self._check_owner()
             if not admits(len(frame)):
                 return False
             if not self.frames:

@@ -186,10 +186,11 @@ class Nats:
     def stop(self, timeout: float | None = None) -> None:
         """Finish what is under way, send what is buffered, close. Switches.
 
-        *timeout* is in seconds, None is ``stop_timeout``; handlers that go on after it get two
-        more. A server that is away is no error: what was left behind is logged in one line, at
-        WARNING. Later calls raise ConnectionClosedError, until ``start``. Raises WrongThreadError
-        in another thread than that of the connection.
+        *timeout* is in seconds, None is ``stop_timeout``; after it the last bytes get one more, and
+        handlers that go on two. Where nothing was begun it does nothing, and a later use begins. A
+        server that is away is no error: what was left behind is logged in one line, at WARNING.
+        Later calls raise ConnectionClosedError, until ``start``. Raises WrongThreadError in another
+        thread than that of the connection.
         """
         if timeout is not None:
             timeout = _seconds("timeout", timeout)
@@ -212,7 +213,10 @@ class Nats:
     def _stop_within(self, at_most: float | None) -> None:
         if self._conn is not None:
             own = self._stop_timeout
-            self.stop(own if at_most is None else min(own, at_most))
+            try:
+                self.stop(own if at_most is None else min(own, at_most))
+            except gnats.errors.WrongThreadError as exc:
+                logger.warning("gnats: not stopped: %s", exc)
 
     def _has_to_flush(self, linked_only: bool) -> bool:
         conn = self._conn
@@ -372,8 +376,9 @@ class Nats:
             declared.check()
             self._declared.append(declared)
             self._waiting.append(declared)
-            if self._conn is not None and self._pid == os.getpid() != _arbiter:
-                self._subscribe_declared(self._conn)
+            conn = self._conn
+            if conn and not conn.is_closed and self._pid == os.getpid() != _arbiter:
+                self._subscribe_declared(conn)
             return handler
 
         return declare
@@ -467,7 +472,10 @@ def start_all() -> None:
 
 def stop_all(at_most: float | None = None) -> None:
     """``stop`` every Nats of this process, all at once. For the hook of a worker's end. Switches.
-    Each gets its ``stop_timeout``, and not more than *at_most* seconds."""
+    Each gets its ``stop_timeout``, and not more than *at_most* seconds; then one second more for
+    its last bytes, and two for handlers that go on. Raises OptionError for what is no time."""
+    if at_most is not None:
+        at_most = _seconds("at_most", at_most)
     gevent.joinall([gevent.spawn(nats._stop_within, at_most) for nats in list(_living)])
 
 
@@ -559,22 +567,29 @@ def _lay_under(
         )
     laid = {**fields, "retry_on_failed_connect": True}
     for name, value in DEFAULTS.items():
-        if name not in laid and (options is None or _is_default(options, name)):
+        if _said(name, options, fields) is None:
             laid[name] = value
     if not isinstance(fail_fast, bool):
         raise gnats.errors.OptionTypeError("fail_fast", f"True or False, not {fail_fast!r}")
     if fail_fast:
-        if laid.get("reconnect_buf_size", 0) != 0:
+        if _said("reconnect_buf_size", options, fields):
             raise gnats.errors.OptionError("reconnect_buf_size", "fail_fast=True keeps nothing: 0")
         laid["reconnect_buf_size"] = 0
     return laid
 
 
-def _is_default(options: gnats.ConnectionOptions, name: str) -> bool:
-    default = gnats.ConnectionOptions()
+def _said(name: str, options: gnats.ConnectionOptions | None, fields: dict[str, Any]) -> Any:
+    """What the user says of *name*, flat, in a group or in *options*; None when it is nothing, or
+    gnats' own default."""
+    if name in fields:
+        return fields[name]
+    default: Any = gnats.ConnectionOptions()
+    given: Any = options
     if hasattr(default.reconnect, name):
-        return bool(getattr(options.reconnect, name) == getattr(default.reconnect, name))
-    return bool(getattr(options, name) == getattr(default, name))
+        given = fields.get("reconnect", options.reconnect if options is not None else None)
+        default = default.reconnect
+    value = getattr(given, name, None)
+    return None if value == getattr(default, name) else value
 
 
 def _seconds(name: str, value: object) -> float:

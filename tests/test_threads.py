@@ -433,7 +433,19 @@ use()
 for _ in range(10):  # one of them is likely to have the ident of the thread that ended
     Native(use).join()
 assert conn.stats.accepted == 0
-print("ok")
+health = conn.health()
+assert health.abandoned and not health.is_live and not health.is_ready
+
+def begin():
+    conns.append(gnats.connect(sys.argv[1]))
+    Native(conns[0].publish, "a").join_blocking()  # it rings, and is not answered
+
+conns = []
+Native(begin).join()
+try:
+    conns[0].publish("a")
+except ConnectionClosedError:
+    print("ok")
 """
 
 

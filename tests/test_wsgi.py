@@ -444,6 +444,23 @@ def test_stop_without_a_server_waits_for_the_handlers(
     assert nats.connection.stats.dropped == (5 if publishes else 0)
 
 
+def test_what_is_said_in_a_group_counts() -> None:
+    group = gnats.ReconnectOptions(max_reconnect=5)
+    assert gnats.wsgi.Nats(reconnect=group)._conn.options.reconnect.max_reconnect == 5
+    options = gnats.ConnectionOptions(reconnect=group, publish_timeout=7.0)
+    made = gnats.wsgi.Nats(options=options)._conn.options
+    assert (made.reconnect.max_reconnect, made.publish_timeout) == (5, 7.0)
+    full = gnats.ReconnectOptions(reconnect_buf_size=5000)
+    for said in ({"reconnect": full}, {"options": gnats.ConnectionOptions(reconnect=full)}):
+        with pytest.raises(OptionError, match="reconnect_buf_size"):
+            gnats.wsgi.Nats(fail_fast=True, **said)
+
+
+def test_a_bad_time_for_all() -> None:
+    with pytest.raises(OptionError, match="at_most"):
+        gnats.wsgi.stop_all(-1)
+
+
 def test_start_all_and_stop_all(
     make: Make, nats_server: NatsServer, nowhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

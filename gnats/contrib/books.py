@@ -115,9 +115,9 @@ class Books:
 
     The name is the connection's ``name``, or the lowest free number, from "1" on, when it has
     none; while one connection has a name, the next is "name-2". A name that a closed connection
-    leaves is taken again, and its counters go on: so there are never more names than were in use
-    at once. What a connection counted between the last ``read`` and its garbage collection is
-    lost, unless ``event`` was told that it is ``closed``.
+    leaves is taken again, and its counters go on. One that was used stays: with names from a fixed
+    set there are no more than were in use at once. What a connection counted between the last
+    ``read`` and its garbage collection is lost, unless ``event`` was told that it is ``closed``.
     """
 
     def __init__(self) -> None:

@@ -64,7 +64,7 @@ class Nats(gnats.wsgi.Nats):
                 "servers=, or into app.config['NATS_SERVERS']"
             )
         settings = _settings(app, self._defaults)
-        if not self.is_bound or settings != self._settings:
+        if self._conn is None or self._conn.is_closed or settings != self._settings:
             self.configure(**settings)
             self._settings = settings
         self._app = app

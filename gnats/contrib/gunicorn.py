@@ -23,6 +23,7 @@ logger = logging.getLogger("gnats")
 # Of graceful_timeout, after which the arbiter kills. The requests under way have used up some of it
 # before us, and handlers that do not end may use two seconds more.
 SHARE = 1 / 3
+CLOSING = 3.0  # seconds that a stop may use beyond its time, see gnats.wsgi
 
 gnats.wsgi.handlers_wait_for_start()
 
@@ -42,4 +43,5 @@ def worker_exit(_server: Any, worker: Any) -> None:
     ``stop_timeout`` or a third of ``graceful_timeout``, whichever is shorter."""
     if worker.pid != os.getpid():
         return  # the arbiter calls it, too, for a worker that it finds gone
-    gnats.wsgi.stop_all(at_most=worker.cfg.graceful_timeout * SHARE)
+    graceful = worker.cfg.graceful_timeout
+    gnats.wsgi.stop_all(at_most=max(0.0, min(graceful * SHARE, graceful - CLOSING)))

@@ -74,8 +74,9 @@ def instrument(conn: gnats.Connection, meter_provider: MeterProvider | None = No
 
 def _books_of(provider: MeterProvider | None) -> Books:
     known: Any = provider
-    if provider is None or provider is metrics.get_meter_provider():
-        known = _GLOBAL
+    present = metrics.get_meter_provider()
+    if provider is None or provider is present:
+        known = present if present in _BOOKS else _GLOBAL
     new = Books()
     books = _BOOKS.setdefault(known, new)
     if books is new:
@@ -222,7 +223,11 @@ class Tracing:
 
     def _inject(self, span: Span, headers: gnats.Headers | None) -> Any:
         carrier: dict[str, str] = {}
-        self._propagation.inject(carrier, trace.set_span_in_context(span))
+        try:
+            self._propagation.inject(carrier, trace.set_span_in_context(span))
+        except Exception as exc:  # a trace is not worth a message
+            logger.warning("gnats: no trace context could be written: %s", exc)
+            return headers
         if headers is None:
             return carrier or None
         given = {name.lower() for name, _ in headers.pairs()}
