@@ -77,7 +77,9 @@ class Outbox:
     def fill(self) -> float:
         """How full it is, 0 to 1: at 1 the next publish waits, or raises."""
         limit = self._limit
-        return min(1.0, self.buffer.size / limit) if limit > 0 else 1.0
+        if self._refusal is not None or self._waiting or limit <= 0:
+            return 1.0
+        return min(1.0, (self.buffer.size + self.handed.size) / limit)
 
     def bytes_moved(self) -> None:
         """Bytes have been written, or confirmed: the first who waits may look again."""

@@ -390,6 +390,8 @@ class Nats:
 
     def _in_time(self, operation: str, timeout: float | None) -> tuple[gnats.Connection, Any]:
         """The connection, and what its first link has left of *timeout*."""
+        if timeout is not None:
+            timeout = _seconds("timeout", timeout)
         began = monotonic()
         conn = self._linked(timeout)
         if self._fail_fast and not conn.is_connected and not conn.is_closed:
@@ -564,6 +566,10 @@ def _lay_under(
     if fields.get("retry_on_failed_connect") is False:
         raise gnats.errors.OptionError(
             "retry_on_failed_connect", "it is always True here; connect_wait=0 does not wait"
+        )
+    if _said("reconnect_after_fork", options, fields) is False:
+        raise gnats.errors.OptionError(
+            "reconnect_after_fork", "each process has a connection of its own here: leave it True"
         )
     laid = {**fields, "retry_on_failed_connect": True}
     for name, value in DEFAULTS.items():

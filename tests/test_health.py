@@ -74,6 +74,7 @@ def test_through_an_outage(nats_server: NatsServer) -> None:
     conn.close()
     closed = conn.health()
     assert not closed.is_live
+    assert closed.buffer_fill == 1.0  # the next publish raises
     assert not closed.is_ready
 
 

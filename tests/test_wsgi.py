@@ -456,6 +456,19 @@ def test_what_is_said_in_a_group_counts() -> None:
             gnats.wsgi.Nats(fail_fast=True, **said)
 
 
+def test_what_it_cannot_do_is_refused() -> None:
+    with pytest.raises(OptionError, match="reconnect_after_fork"):
+        gnats.wsgi.Nats(reconnect_after_fork=False)
+
+
+@pytest.mark.parametrize("call", ["request", "request_many", "flush"])
+@pytest.mark.parametrize("timeout", ["5", -1, True, float("nan")])
+def test_what_is_no_time(make: Make, nowhere: str, call: str, timeout: Any) -> None:
+    arguments = {} if call == "flush" else {"subject": "a"}
+    with pytest.raises(OptionError, match="timeout"):
+        getattr(make(nowhere, connect_wait=0), call)(timeout=timeout, **arguments)
+
+
 def test_a_bad_time_for_all() -> None:
     with pytest.raises(OptionError, match="at_most"):
         gnats.wsgi.stop_all(-1)
