@@ -138,8 +138,8 @@ class Connection:
         """It belongs to the calling thread from now on."""
         if self._owner.claim():  # callbacks of an attempt there are called there, these here
             self._callbacks = CallbackQueue(self._callback_failed)
-        # Encoded heads of subjects, where only this thread finds them: so publish sees, at no cost
-        # of its own, that it is called by another one.
+        # Encoded heads of subjects, where only this thread finds them: so publish sees that it is
+        # called by another one, at half the cost of asking which thread it is.
         self._home = new_local()
         self._home.heads = {}
 

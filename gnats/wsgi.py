@@ -173,12 +173,14 @@ class Nats:
         """Connect in the background now, and subscribe what was declared. Never switches.
 
         For the start of a worker process; without it the first use does the same. After ``stop``
-        it begins anew. The connection will be the calling thread's.
+        it begins anew, and during one as well, beside what still ends. A connection that begins is
+        the calling thread's; one that is under way stays that of its own.
         """
-        self._home = _thread_ident()
         conn = self._bound()
-        if conn.is_closed:
-            self._take(gnats.Connection(conn.options))
+        if conn.is_closed or conn.is_draining:
+            conn = self._take(gnats.Connection(conn.options))
+        if not self._is_begun(conn) or self._pid != os.getpid():
+            self._home = _thread_ident()
         conn = self.connection
         if self._waiting:
             self._subscribe_declared(conn)
@@ -573,7 +575,7 @@ def _lay_under(
         )
     laid = {**fields, "retry_on_failed_connect": True}
     for name, value in DEFAULTS.items():
-        if _said(name, options, fields) is None:
+        if name not in fields and _said(name, options, fields) is None:
             laid[name] = value
     if not isinstance(fail_fast, bool):
         raise gnats.errors.OptionTypeError("fail_fast", f"True or False, not {fail_fast!r}")

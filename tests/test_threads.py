@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -170,10 +171,13 @@ def test_a_thread_waits_for_room_while_the_owner_is_busy(
     other.flush()
     payload = bytes(HIGH_WATER // 8)
     thread = Native(lambda: [conn.publish(subject, payload) for _ in range(20)])
-    _sleep(0.2)  # the owner computes: nothing of its loop turns
+    # The owner computes: nothing of its loop turns, until the eighth finds no room.
+    deadline = monotonic() + 10.0
+    while conn.stats.accepted < 7 and monotonic() < deadline:
+        _sleep(0.001)
+    _sleep(0.05)
     assert not thread.is_over
-    handed = conn.stats.accepted
-    assert 0 < handed < 10
+    assert conn.stats.accepted == 7
     check_books(conn)
     thread.join()
     assert len([sub.next_msg(5.0) for _ in range(20)]) == 20

@@ -19,6 +19,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey
+from gevent.event import Event
 from native import Native
 
 import gnats
@@ -454,6 +455,39 @@ def test_what_is_said_in_a_group_counts() -> None:
     for said in ({"reconnect": full}, {"options": gnats.ConnectionOptions(reconnect=full)}):
         with pytest.raises(OptionError, match="reconnect_buf_size"):
             gnats.wsgi.Nats(fail_fast=True, **said)
+
+
+def test_none_is_something_that_can_be_said() -> None:
+    assert gnats.wsgi.Nats(publish_timeout=None)._conn.options.publish_timeout is None
+
+
+def test_start_during_a_stop_begins_anew(make: Make, nats_server: NatsServer) -> None:
+    nats = make(nats_server.url)
+    going_on = Event()
+    nats.subscription("slow")(lambda msg: going_on.wait(10.0))
+    nats.start()
+    nats.flush()
+    before = nats.connection
+    nats.publish("slow")
+    wait_until(lambda: before.health().unhandled == 1, timeout=5.0)
+    stopping = gevent.spawn(nats.stop)
+    wait_until(lambda: before.is_draining, timeout=5.0)
+    nats.start()
+    assert nats.connection is not before
+    assert nats.flush(5.0)
+    going_on.set()
+    stopping.get(timeout=10.0)
+    assert before.is_closed
+    assert nats.connection.is_connected
+
+
+def test_start_elsewhere_leaves_a_connection_to_its_thread(make: Make, nowhere: str) -> None:
+    nats = make(nowhere, connect_wait=0.3)
+    nats.start()
+    Native(nats.start).join()
+    began = monotonic()
+    nats.publish("a")  # waits here, as before, and is not taken for another thread's
+    assert 0.2 <= monotonic() - began < 0.3 + PAUSE
 
 
 def test_what_it_cannot_do_is_refused() -> None:
