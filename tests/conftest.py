@@ -6,6 +6,7 @@ Here are no fixtures for servers: those are in gnats.testing.fixtures.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -16,7 +17,7 @@ import secrets
 import sys
 import traceback
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,8 +28,11 @@ import gevent.monkey
 import greenlet
 import hypothesis
 import pytest
+from finish import finish
 
 import gnats
+from gnats.nuid import NUID
+from gnats.testing import NatsServer
 
 pytest_plugins = ["gnats.testing.fixtures"]
 
@@ -159,6 +163,35 @@ def authority(tmp_path: Path) -> Any:
     from authority import Authority
 
     return Authority(tmp_path)
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+_subjects = NUID()
+
+
+@pytest.fixture
+def connect(shared_nats_server: NatsServer) -> Iterator[Callable[..., gnats.Connection]]:
+    """Connect to the server that tests share; what was opened is closed, and its books audited."""
+    with contextlib.ExitStack() as opened:
+
+        def make(servers: Any = None, **fields: Any) -> gnats.Connection:
+            conn = gnats.connect(servers or shared_nats_server.url, **fields)
+            opened.callback(finish, conn)
+            return conn
+
+        yield make
+
+
+@pytest.fixture
+def conn(connect: Callable[..., gnats.Connection]) -> gnats.Connection:
+    return connect()
+
+
+@pytest.fixture
+def subject() -> str:
+    """One that no other test uses."""
+    return f"test.{_subjects.next()}"
 
 
 # --- leaks ---------------------------------------------------------------------------------------

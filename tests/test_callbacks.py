@@ -7,6 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
+from finish import check_books
 from gevent.event import Event
 
 import gnats
@@ -16,11 +17,6 @@ from gnats.testing import FakeClient, NatsServer, wait_until
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
 SLACK = 0.9
-
-
-def assert_books(conn: gnats.Connection) -> None:
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
 
 
 class Life:
@@ -90,7 +86,7 @@ def test_the_life_of_a_connection(nats_server: NatsServer, life: Life) -> None:
         "closed",
     ]
     assert len(set(map(id, life.greenlets))) <= len(life.greenlets)
-    assert_books(conn)
+    check_books(conn)
     assert conn.stats.sent + conn.stats.uncertain == 3
     assert (conn.stats.disconnects, conn.stats.reconnects, conn.stats.connects) == (3, 3, 4)
 
@@ -170,7 +166,7 @@ def test_one_that_blocks_harms_only_later_callbacks(nats_server: NatsServer, lif
     assert sub.delivered == 2
     life.assert_legal()
     assert life.told[-1] == "closed"
-    assert_books(conn)
+    check_books(conn)
 
 
 def test_one_that_blocks_holds_close_for_two_seconds(shared_nats_server: NatsServer) -> None:
@@ -275,7 +271,7 @@ def test_they_may_use_the_connection(nats_server: NatsServer) -> None:
     wait_until(lambda: len(told) == 4)
     assert told[1:] == ["reconnecting", b"from reconnected_cb", True]
     conn.close()
-    assert_books(conn)
+    check_books(conn)
 
 
 def test_reconnected_means_restored_and_replayed(nats_server: NatsServer) -> None:
@@ -291,7 +287,7 @@ def test_reconnected_means_restored_and_replayed(nats_server: NatsServer) -> Non
     wait_until(lambda: told)
     assert told == [0]
     conn.close()
-    assert_books(conn)
+    check_books(conn)
 
 
 # -- the queue by itself --------------------------------------------------------------------------
@@ -406,7 +402,7 @@ def test_a_call_that_waits_is_refused_in_a_hub_callback(shared_nats_server: Any,
     while sub.next_msg(5).data != b"still here":
         pass
     conn.close()
-    assert_books(conn)
+    check_books(conn)
 
 
 def test_connect_is_refused_in_a_hub_callback(shared_nats_server: NatsServer) -> None:
@@ -434,7 +430,7 @@ def test_calls_that_never_wait_are_legal_in_a_hub_callback(shared_nats_server: N
     wait_until(lambda: conn.stats.connects == 2)
     assert in_a_hub_callback(lambda: conn.stats.accepted) == 2
     conn.close()
-    assert_books(conn)
+    check_books(conn)
 
 
 def test_discoveries_without_end_do_not_fill_the_memory() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from finish import check_books
 from gevent.event import Event
 
 import gnats
@@ -24,18 +25,13 @@ LINUX = sys.platform.startswith("linux")
 SLACK = 0.9
 
 
-def assert_books(conn: gnats.Connection) -> None:
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
-
-
 def assert_closed(conn: gnats.Connection) -> None:
     assert conn.status == "closed"
     assert conn.is_closed
     assert not any([conn.is_connected, conn.is_reconnecting, conn.is_draining])
     assert conn.connected_url is None
     assert conn.stats.buffered == conn.stats.buffered_bytes == 0
-    assert_books(conn)
+    check_books(conn)
 
 
 def descriptors() -> set[str]:
@@ -67,7 +63,7 @@ def conn(shared_nats_server: NatsServer, told: list[Any]) -> Iterator[gnats.Conn
     )
     yield opened
     opened.close()
-    assert_books(opened)
+    check_books(opened)
 
 
 def is_known(server: NatsServer, cid: int | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 import pytest
+from finish import check_books
 from gevent import socket
 
 import gnats
@@ -30,15 +31,10 @@ def dead_url() -> str:
     return f"nats://127.0.0.1:{free_port()}"
 
 
-def assert_books(conn: gnats.Connection) -> None:
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
-
-
 def finish(conn: gnats.Connection) -> None:
     conn.close()
     assert conn.is_closed
-    assert_books(conn)
+    check_books(conn)
 
 
 def only_failure(info: pytest.ExceptionInfo[errors.NoServersError]) -> BaseException:

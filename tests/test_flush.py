@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
+from finish import finish
 
 import gnats
 from gnats import errors
@@ -18,29 +17,6 @@ from gnats.testing import FakeClient, NatsServer, wait_until
 _ids = NUID()
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
 SLACK = 0.7
-
-
-def finish(conn: gnats.Connection) -> None:
-    conn.close()
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
-
-
-@pytest.fixture
-def connect(shared_nats_server: NatsServer) -> Iterator[Callable[..., gnats.Connection]]:
-    with contextlib.ExitStack() as opened:
-
-        def make(servers: Any = None, **fields: Any) -> gnats.Connection:
-            conn = gnats.connect(servers or shared_nats_server.url, **fields)
-            opened.callback(finish, conn)
-            return conn
-
-        yield make
-
-
-@pytest.fixture
-def subject() -> str:
-    return f"flush.{_ids.next()}"
 
 
 def test_flush_means_processed(nats_server: NatsServer) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
+from finish import finish
 from gevent import socket
 
 import gnats
@@ -18,40 +18,6 @@ from gnats.nuid import NUID
 from gnats.testing import NatsServer, wait_until
 
 _ids = NUID()
-
-
-def assert_books(conn: gnats.Connection) -> None:
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
-
-
-def finish(conn: gnats.Connection) -> None:
-    conn.close()
-    assert_books(conn)
-    assert conn.stats.buffered == conn.stats.buffered_bytes == 0
-
-
-@pytest.fixture
-def connect(shared_nats_server: NatsServer) -> Iterator[Callable[..., gnats.Connection]]:
-    with contextlib.ExitStack() as opened:
-
-        def make(servers: Any = None, **fields: Any) -> gnats.Connection:
-            conn = gnats.connect(servers or shared_nats_server.url, **fields)
-            opened.callback(finish, conn)
-            return conn
-
-        yield make
-
-
-@pytest.fixture
-def conn(connect: Any) -> gnats.Connection:
-    opened: gnats.Connection = connect()
-    return opened
-
-
-@pytest.fixture
-def subject() -> str:
-    return f"publish.{_ids.next()}"
 
 
 # -- payloads -------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
+from finish import finish
 
 import gnats
 from gnats import errors
@@ -19,36 +18,6 @@ from gnats.testing import FakeClient, NatsServer, wait_until
 _ids = NUID()
 FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_reconnect": -1}
 SLACK = 0.7
-
-
-def finish(conn: gnats.Connection) -> None:
-    conn.close()
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
-    assert conn._requests.waiting == 0
-
-
-@pytest.fixture
-def connect(shared_nats_server: NatsServer) -> Iterator[Callable[..., gnats.Connection]]:
-    with contextlib.ExitStack() as opened:
-
-        def make(servers: Any = None, **fields: Any) -> gnats.Connection:
-            conn = gnats.connect(servers or shared_nats_server.url, **fields)
-            opened.callback(finish, conn)
-            return conn
-
-        yield make
-
-
-@pytest.fixture
-def conn(connect: Any) -> gnats.Connection:
-    opened: gnats.Connection = connect()
-    return opened
-
-
-@pytest.fixture
-def subject() -> str:
-    return f"req.{_ids.next()}"
 
 
 def echo(msg: gnats.Msg) -> None:
@@ -87,7 +56,7 @@ def test_one_subscription_for_all(
         for client in shared_nats_server.connz(subs=True)["connections"]
         if client["cid"] == conn.client_id
     ]
-    assert sorted(name[:4] for name in client["subscriptions_list"]) == ["_INB", "req."]
+    assert sorted(name[:4] for name in client["subscriptions_list"]) == ["_INB", subject[:4]]
 
 
 def test_the_inbox_prefix(connect: Any, subject: str) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
+from finish import finish
 from gevent.event import Event
 
 import gnats
@@ -19,12 +19,6 @@ from gnats.testing import FakeClient, NatsServer, message_frame, wait_until
 
 _ids = NUID()
 SLACK = 0.7
-
-
-def finish(conn: gnats.Connection) -> None:
-    conn.close()
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
 
 
 class Told(list[Any]):
@@ -44,18 +38,6 @@ def living_greenlets() -> int:
 
 
 @pytest.fixture
-def connect(shared_nats_server: NatsServer) -> Iterator[Callable[..., gnats.Connection]]:
-    with contextlib.ExitStack() as opened:
-
-        def make(servers: Any = None, **fields: Any) -> gnats.Connection:
-            conn = gnats.connect(servers or shared_nats_server.url, **fields)
-            opened.callback(finish, conn)
-            return conn
-
-        yield make
-
-
-@pytest.fixture
 def told() -> Told:
     return Told()
 
@@ -64,11 +46,6 @@ def told() -> Told:
 def conn(connect: Any, told: Told) -> gnats.Connection:
     opened: gnats.Connection = connect(error_cb=told)
     return opened
-
-
-@pytest.fixture
-def subject() -> str:
-    return f"sub.{_ids.next()}"
 
 
 def publish(conn: gnats.Connection, subject: str, count: int, payload: bytes = b"") -> None:

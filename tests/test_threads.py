@@ -5,11 +5,10 @@ The threads here are native ones, whatever is patched.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import gevent
 import gevent.subprocess
 import pytest
+from finish import check_books
 from gevent.monkey import get_original
 from native import Native
 
@@ -30,39 +30,6 @@ FAST: dict[str, Any] = {"reconnect_wait": 0.02, "reconnect_jitter": 0.0, "max_re
 _ids = NUID()
 _sleep = get_original("time", "sleep")
 get_ident = get_original("_thread", "get_ident")
-
-
-def check_books(conn: gnats.Connection) -> None:
-    stats = conn.stats
-    assert stats.accepted == stats.sent + stats.uncertain + stats.dropped + stats.buffered
-
-
-def finish(conn: gnats.Connection) -> None:
-    conn.close()
-    check_books(conn)
-
-
-@pytest.fixture
-def connect(shared_nats_server: NatsServer) -> Iterator[Callable[..., gnats.Connection]]:
-    with contextlib.ExitStack() as opened:
-
-        def make(servers: Any = None, **fields: Any) -> gnats.Connection:
-            conn = gnats.connect(servers or shared_nats_server.url, **fields)
-            opened.callback(finish, conn)
-            return conn
-
-        yield make
-
-
-@pytest.fixture
-def conn(connect: Any) -> gnats.Connection:
-    opened: gnats.Connection = connect()
-    return opened
-
-
-@pytest.fixture
-def subject() -> str:
-    return f"threads.{_ids.next()}"
 
 
 def publish_numbers(conn: gnats.Connection, subject: str, count: int) -> None:
