@@ -15,6 +15,7 @@ from .options import Callbacks, ConnectionOptions, ReconnectOptions, TLSOptions
 from .stats import Stats
 from .status import ConnectionStatus
 from .subscription import Subscription
+from .twin import compiled
 from .url import ServerURL
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "TLSOptions",
     "__version__",
     "after_fork",
+    "compiled",
     "connect",
     "errors",
 ]

@@ -12,8 +12,7 @@ Control frames (SUB, UNSUB, PING, PONG) travel in the same order and die with th
 A *position* counts the messages handed to the present link; a PING remembers the position
 before it, and its PONG confirms everything up to there.
 
-``publish`` is the one method that is not here: it is spelled out in ``Connection.publish``,
-on these public fields, because a call per message is what speed cannot afford.
+What publishing touches is in ``intake``: its fields, and the method itself.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .commands import is_message
-from .info import MAX_PAYLOAD_CEILING
+from .intake import Intake
 
 # What an outage has heaped up leaves in pieces: the first byte need not wait until 8 MiB are
 # joined, and the rest of the process not either. Twice what a link's high-water mark lets pile up.
@@ -30,9 +29,8 @@ BATCH_CUT_ABOVE = 2 * 1024 * 1024
 BATCH_CUT_TO = 1024 * 1024
 
 
-class OutboundBuffer:
-    """Pending frames, in order. Fields are public to ``Connection.publish`` only. Never
-    switches."""
+class OutboundBuffer(Intake):
+    """Pending frames, in order. Never switches."""
 
     __slots__ = (
         "_batch",
@@ -47,35 +45,20 @@ class OutboundBuffer:
         "_whole",
         "_whole_end",
         "_whole_messages",
-        "accepted",
-        "accepted_bytes",
         "batches",
         "dropped",
-        "frames",
         "keep",
         "kept",
-        "limit",
-        "max_payload",
         "offset",
         "replayed",
         "settled",
-        "size",
         "uncertain",
-        "wake",
     )
 
     def __init__(self, keep: bool = False) -> None:
+        super().__init__()
         self.keep = keep
-        self.frames: list[bytes] = []
-        self.size = 0  # bytes of frames to be written: pending, and in the batch
         self.kept = 0  # bytes of frames that were written and wait for a PONG, under ``keep``
-        self.limit = -1  # a message that would take ``size`` over this takes the slow road
-        self.max_payload = MAX_PAYLOAD_CEILING  # bytes; what the server says, once it has
-        #: Called once, then None again: the flusher sets it when it has nothing to do.
-        self.wake: Callable[[], None] | None = None
-
-        self.accepted = 0
-        self.accepted_bytes = 0
         self.settled = 0  # sent over links that are gone, and confirmed
         self.uncertain = 0
         self.dropped = 0

@@ -18,7 +18,6 @@ from .auth import Credentials
 from .backoff import Deadline
 from .buffer import OutboundBuffer
 from .callbacks import CallbackQueue
-from .commands import CRLF, SIZES
 from .drain import Drain
 from .errors import (
     BadURLError,
@@ -29,7 +28,6 @@ from .errors import (
     Error,
     ForkedConnectionError,
     HeaderError,
-    MaxPayloadError,
     OptionError,
     OutboundBufferLimitError,
     SlowConsumerError,
@@ -38,11 +36,14 @@ from .errors import (
 from .headers import HeaderSource, encode_headers
 from .health import Health, calendar
 from .info import ServerInfo
-from .message import Msg, Payload, to_bytes
+from .intake import Publisher
+from .mailbox import Handler
+from .message import Msg
 from .metrics import Observer
 from .nuid import NUID
 from .options import ConnectionOptions, from_fields
 from .outbox import Outbox
+from .payload import Payload, to_bytes
 from .pool import ServerPool
 from .reconnector import Reconnector
 from .registry import Subscriptions
@@ -51,14 +52,13 @@ from .roundtrip import RoundTrips
 from .stats import Stats
 from .status import ConnectionStatus
 from .subjects import (
-    MAX_NAME,
     check_control_line,
     encode_filter,
     encode_queue,
     encode_reply,
     encode_subject,
 )
-from .subscription import Around, Handler, Host, Subscription, enclose
+from .subscription import Around, Host, Subscription, enclose
 from .threads import Owner, new_local
 from .url import Servers, ServerURL, check_one_kind, parse_servers, parse_url
 from .waiting import check_timeout, in_hub, refuse_in_hub
@@ -71,11 +71,9 @@ S = ConnectionStatus
 CLOSE_JOIN = 2.0
 # The reconnector's own bounds (last flush, killing a session) add up to less than this.
 CLOSE_BOUND = 5.0
-# Encoded heads of subjects kept, so that a repeated subject is checked and encoded once.
-HEADS_KEPT = 8192
 
 
-class Connection:
+class Connection(Publisher):
     """A connection to a NATS deployment that survives the loss of its server.
 
     Make it with ``gnats.connect(...)``, or as ``Connection(options)`` and then ``connect``. It
@@ -85,11 +83,13 @@ class Connection:
     is left. Making it does no I/O and creates nothing on a hub.
     """
 
+    _buffer: OutboundBuffer
+
     def __init__(self, options: ConnectionOptions | None = None, **fields: Any) -> None:
+        super().__init__(new_local())
         self._options = options = from_fields(options, fields)
         self._publish_timeout = options.publish_timeout
         self._owner = Owner()
-        self._home = new_local()
         self._nuid = NUID()
         host = Host(
             self._answer,
@@ -138,10 +138,7 @@ class Connection:
         """It belongs to the calling thread from now on."""
         if self._owner.claim():  # callbacks of an attempt there are called there, these here
             self._callbacks = CallbackQueue(self._callback_failed)
-        # Encoded heads of subjects, where only this thread finds them: so publish sees that it is
-        # called by another one, at half the cost of asking which thread it is.
-        self._home = new_local()
-        self._home.heads = {}
+        self._move_in(new_local())
 
     # -- connect -------------------------------------------------------------------------
 
@@ -257,76 +254,15 @@ class Connection:
             raise ConnectionDrainingError("force_reconnect")
         self._reconnector.request_reconnect()
 
-    # -- publish -------------------------------------------------------------------------
+    # -- publish: what happens seldom; the rest is in intake ---------------------------------
 
-    def publish(
-        self,
-        subject: str,
-        payload: Payload = b"",
-        reply: str = "",
-        headers: HeaderSource | None = None,
-    ) -> None:
-        """Publish one message: bytes-like, or str as UTF-8. Returns once it is accepted.
-
-        Never switches below the high-water mark (1 MiB of unsent frames), and is legal in a hub
-        callback there. Above it waits for room, at most ``publish_timeout`` seconds. While
-        there is no link it appends up to ``reconnect_buf_size`` bytes. Another thread than the
-        connection's hands the message over, in its own order; where it has to wait for room it
-        blocks, as a thread does. Raises OutboundBufferLimitError (nothing of the message is kept),
-        BadSubjectError, HeaderError, MaxPayloadError, TypeError for another payload,
-        ConnectionClosedError, ConnectionDrainingError.
-        """
-        # The one hot path of the house, spelled out: each call less is a tenth of its time.
-        try:
-            head = self._home.heads[subject]
-        except (KeyError, TypeError, AttributeError):
-            if not self._owner.is_here:
-                self._hand_over(subject, payload, reply, headers)
-                return
-            head = self._head(subject)
-        if payload.__class__ is not bytes:
-            payload = to_bytes(payload)
-        size = len(payload)
-        if reply != "" or headers is not None:
-            frame, size = self._full_frame(subject, head, payload, reply, headers)
-        else:
-            frame = b"".join((head, SIZES[size], payload, CRLF))
-        # From here on the same as _accept(), which costs a call.
-        buffer = self._buffer
-        if size > buffer.max_payload:
-            self._check_size(size, subject)
-        length = len(frame)
-        if buffer.size + length > buffer.limit:
-            self._outbox.make_room(length, self._publish_timeout)
-            self._check_size(size, subject)  # it may be another server by now
-        buffer.frames.append(frame)
-        buffer.size += length
-        buffer.accepted += 1
-        buffer.accepted_bytes += size
-        if buffer.wake is not None:
-            buffer.wake()
-
-    def _accept(self, frame: bytes, size: int, subject: str, deadline: Deadline) -> None:
-        """Put one message frame into the buffer; *size* is its headers and payload. It waits for
-        room no longer than *deadline*, nor than ``publish_timeout``."""
-        buffer = self._buffer
-        if size > buffer.max_payload:
-            self._check_size(size, subject)
-        length = len(frame)
-        if buffer.size + length > buffer.limit:
-            self._await_room(length, deadline)
-            self._check_size(size, subject)  # it may be another server by now
-        buffer.frames.append(frame)
-        buffer.size += length
-        buffer.accepted += 1
-        buffer.accepted_bytes += size
-        if buffer.wake is not None:
-            buffer.wake()
+    @property
+    def _is_elsewhere(self) -> bool:
+        return not self._owner.is_here
 
     def _hand_over(
         self, subject: str, payload: Payload, reply: str, headers: HeaderSource | None
     ) -> None:
-        """Publish, from another thread."""
         head = commands.pub_head(encode_subject(subject))
         frame, size = self._full_frame(subject, head, to_bytes(payload), reply, headers)
         self._check_size(size, subject)
@@ -343,16 +279,16 @@ class Connection:
             frame, size = commands.pub(head, b"", data), len(data)
         else:
             frame, size = self._full_frame(reply, head, data, "", headers)
-        self._accept(frame, size, reply, Deadline(None))
+        self._accept(frame, size, reply, None)
 
-    def _await_room(self, length: int, deadline: Deadline) -> None:
-        """Room for a request: what nobody waits for any more is not sent."""
-        own, left = self._publish_timeout, deadline.remaining()
+    def _make_room(self, length: int, deadline: Deadline | None) -> None:
+        own, left = self._publish_timeout, deadline.remaining() if deadline is not None else None
         if left is None or (own is not None and own <= left):
             self._outbox.make_room(length, own)
             return
+        assert deadline is not None
         try:
-            self._outbox.make_room(length, left)
+            self._outbox.make_room(length, left)  # what nobody waits for any more is not sent
         except OutboundBufferLimitError as exc:
             if not self._outbox.linked:
                 raise  # not the time, but the link is over
@@ -361,22 +297,9 @@ class Connection:
                 deadline.seconds,
             ) from exc
 
-    def _check_size(self, size: int, subject: str) -> None:
-        if size > self._buffer.max_payload:
-            raise MaxPayloadError(size, self._buffer.max_payload, subject)
-
-    def _head(self, subject: str) -> bytes:
-        head = commands.pub_head(encode_subject(subject))
-        heads: dict[str, bytes] = self._home.__dict__.setdefault("heads", {})
-        if len(heads) >= HEADS_KEPT:
-            heads.clear()
-        heads[subject] = head
-        return head
-
     def _full_frame(
         self, subject: str, head: bytes, payload: bytes, reply: str, headers: HeaderSource | None
     ) -> tuple[bytes, int]:
-        """A frame with a reply or headers, and its size as the server counts it."""
         wire = b""
         if reply != "":
             wire = encode_reply(reply)
@@ -511,29 +434,6 @@ class Connection:
         waiting = len(collector.queue)
         size = sum(len(msg.data) for msg in collector.queue)
         self._report(SlowConsumerError(collector.subject, 0, waiting, size))
-
-    def _ask(
-        self,
-        subject: str,
-        payload: Payload,
-        reply: str,
-        headers: HeaderSource | None,
-        deadline: Deadline,
-    ) -> None:
-        """Publish with a reply subject of our own making, which needs no check."""
-        try:
-            head = self._home.heads[subject]
-        except (KeyError, TypeError):
-            head = self._head(subject)
-        data = payload if payload.__class__ is bytes else to_bytes(payload)
-        if headers is not None:
-            frame, size = self._full_frame(subject, head, data, reply, headers)
-        else:
-            wire, size = reply.encode(), len(data)
-            if len(head) + len(wire) > MAX_NAME:
-                check_control_line(head, wire)
-            frame = commands.pub(head, wire, data)
-        self._accept(frame, size, subject, deadline)
 
     def new_inbox(self) -> str:
         """A unique subject to receive answers on. Never switches."""

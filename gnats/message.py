@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from . import twin
 from .errors import Error, ProtocolError
 from .headers import Headers, HeaderSource, decode_headers
-
-Payload = object  # bytes, bytearray, memoryview or str; to_bytes() is the judge
-
+from .payload import Payload
 
 _NO_RESPONDERS = b"NATS/1.0 503"
 
@@ -95,17 +94,7 @@ class Msg:
         return block[len(_NO_RESPONDERS) : len(_NO_RESPONDERS) + 1] in (b" ", b"\r", b"")
 
 
-def to_bytes(payload: Payload) -> bytes:
-    """Any bytes-like object as bytes, a str as UTF-8. Raises TypeError for anything else."""
-    if isinstance(payload, bytes):
-        return bytes(payload)
-    if isinstance(payload, str):
-        return payload.encode()
-    if isinstance(payload, (bytearray, memoryview)):
-        return bytes(payload)
-    try:
-        return memoryview(payload).tobytes()  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"payload: bytes-like or str is needed, not {type(payload).__name__}"
-        ) from None
+#: The reference, whichever twin is in use.
+PureMsg = Msg
+if not TYPE_CHECKING and twin.compiled:
+    from ._message import Msg

@@ -1,86 +1,62 @@
 """What the server says: bytes in, events out. No socket, no callback, no clock.
 
 ``feed`` takes any chunk of the stream and returns the events that are complete: a ``Msg`` for
-MSG and HMSG, else one of the small values below. Source: client protocol page.
+MSG and HMSG, else one of the small values of ``lines``. Source: client protocol page. Here is what
+must be known between two chunks; what one piece of bytes holds is found by ``scanner``.
 
-Bounded: a control line, an INFO line and an announced size have each a limit, and only what
-has arrived is held. Linear: bytes are joined once a frame can be complete, never per chunk.
+Bounded: only what has arrived is held, and a line that is too long is refused before its end.
+Linear: bytes are joined once a frame can be complete, never per chunk; a large payload is copied
+once, into the message.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Union
+from typing import Union
 
+from . import lines
 from .errors import ProtocolError
-from .info import MAX_PAYLOAD_CEILING, ServerInfo, parse_info
+from .info import MAX_PAYLOAD_CEILING
+from .lines import SHOWN, Err, Head, Info, Ok, Ping, Pong, read_line
 from .message import Msg
+from .scanner import Event, Scanner
 
-#: Longest control line. The server's default for what it takes is 4 KiB; subjects may be
-#: longer where an operator raised that.
-MAX_CONTROL_LINE = 64 * 1024
-#: Longest INFO line: a very large cluster lists its addresses there.
-MAX_INFO_LINE = 1024 * 1024
+__all__ = ["Err", "Event", "Info", "Ok", "Parser", "Ping", "Pong"]
 
-
-class Info(NamedTuple):
-    """The server describes itself."""
-
-    info: ServerInfo
-
-
-class Err(NamedTuple):
-    """-ERR, with the server's words, unquoted."""
-
-    text: str
-
-
-class Ping(NamedTuple):
-    """The server asks whether we live."""
-
-
-class Pong(NamedTuple):
-    """The answer to our oldest PING."""
-
-
-class Ok(NamedTuple):
-    """+OK, in verbose mode."""
-
-
-Event = Union[Msg, Info, Err, Ping, Pong, Ok]
-
-# (subject, sid, reply, header bytes or -1, total bytes)
-_Head = tuple[str, int, str, int, int]
-
-_PING, _PONG, _OK = Ping(), Pong(), Ok()
-
-# Control lines of a busy subscription repeat to the letter when sizes do; a dictionary look-up
-# is half the cost of splitting one. Bounded, since the server chooses the lines.
-_LINES_KEPT = 1024
-_LONGEST_LINE_KEPT = 256
 # Smaller chunks are gathered in a bytearray: a peer that dribbles a large message two bytes at
-# a time must not cost us an object per dribble.
+# a time must not cost us an object per dribble. Below it a second copy is cheaper than views.
 _SMALL_CHUNK = 4096
 
-_SHOWN = 40  # bytes of a line that an error quotes
-
-_BLANKS = re.compile(rb"[ \t]+")
+Chunk = Union[bytes, bytearray, memoryview]
 
 
 class Parser:
     """One link's parser; a new link needs a new one. Never switches."""
 
-    __slots__ = ("_chunks", "_have", "_limit", "_lines", "_need", "max_payload")
+    __slots__ = (
+        "_chunks",
+        "_have",
+        "_head",
+        "_limit",
+        "_need",
+        "_scan",
+        "_start",
+        "max_payload",
+        "scanner",
+    )
 
-    def __init__(self, max_payload: int = MAX_PAYLOAD_CEILING) -> None:
+    def __init__(
+        self, max_payload: int = MAX_PAYLOAD_CEILING, scanner: Scanner | None = None
+    ) -> None:
         #: Largest message (headers and payload, bytes) taken from the server.
         self.max_payload = max_payload
-        self._chunks: list[bytes | bytearray] = []  # an incomplete frame, from its first byte
+        self.scanner = scanner or Scanner()
+        self._scan = self.scanner.scan
+        self._chunks: list[Chunk] = []  # an incomplete frame, from its first byte
         self._have = 0  # bytes in _chunks
         self._need = 0  # bytes the incomplete frame has in all; 0 while its line is not complete
+        self._head: Head | None = None  # of the incomplete frame, once its line is complete,
+        self._start = 0  # and where its body begins
         self._limit = 0  # bytes held at which an incomplete line is looked at again
-        self._lines: dict[bytes, _Head] = {}
 
     @property
     def pending(self) -> int:
@@ -91,21 +67,52 @@ class Parser:
         """The events that *data* completes. Raises ProtocolError, whose ``events`` are those
         completed before the fault; the parser is of no use after that.
         """
-        if self._chunks:
-            if not data:
-                return []
-            self._hold(data)
-            if not self._may_be_complete(data):
-                return []
-            data = b"".join(self._chunks)
-            self._chunks = []
         events: list[Event] = []
         try:
-            self._parse(data, events)
+            position = 0
+            if self._chunks:
+                if not data:
+                    return events
+                self._hold(data)
+                if not self._may_be_complete(data):
+                    return events
+                if self._need < _SMALL_CHUNK:
+                    data = b"".join(self._chunks)
+                else:
+                    position = self._finish(data, events)
+            position = self._scan(data, position, self.max_payload, events)
+            if position < len(data):
+                self._keep(data, position)
+            elif self._have:
+                self._chunks = []
+                self._have = 0
         except ProtocolError as exc:
             exc.events[:0] = events
             raise
         return events
+
+    # -- a frame that is not complete ----------------------------------------------------
+
+    def _keep(self, data: bytes, position: int) -> None:
+        """Hold the frame that begins at *position* and does not end in *data*."""
+        end = data.find(b"\r\n", position)
+        if end < 0:
+            _check_unfinished(data, position)
+            self._need = 0
+            self._limit = lines.MAX_CONTROL_LINE
+        else:
+            # A message's line: what ends with its line has been taken.
+            head = read_line(data[position:end], self.max_payload, _no_event)
+            assert head is not None
+            self._head = head
+            self._start = end + 2 - position
+            self._need = self._start + head[4] + 2
+        rest: Chunk = data
+        if position:
+            large = len(data) - position >= _SMALL_CHUNK
+            rest = memoryview(data)[position:] if large else data[position:]
+        self._chunks = [rest]
+        self._have = len(rest)
 
     def _hold(self, data: bytes) -> None:
         self._have += len(data)
@@ -125,166 +132,64 @@ class Parser:
         if self._have > self._limit:
             # The last byte may be the carriage return that ends the line.
             length = self._have - data.endswith(b"\r")
-            _check_length(self._start(), length)
-            if length > MAX_CONTROL_LINE:
-                self._limit = MAX_INFO_LINE  # it is an INFO
+            lines.check_length(self._first_bytes(), length)
+            if length > lines.MAX_CONTROL_LINE:
+                self._limit = lines.MAX_INFO_LINE  # it is an INFO
         return False
 
-    def _start(self) -> bytes:
+    def _first_bytes(self) -> bytes:
         """The first bytes held, whatever the chunks: enough to tell INFO from the others. Behind
         the first there is a small one, or one that is large enough by itself."""
-        return b"".join(chunk[:_SHOWN] for chunk in self._chunks[:3])[:_SHOWN]
+        return b"".join(chunk[:SHOWN] for chunk in self._chunks[:3])[:SHOWN]
 
-    def _parse(self, data: bytes, events: list[Event]) -> None:
-        position, length = 0, len(data)
-        lines, find, append = self._lines, data.find, events.append
-        while position < length:
-            end = find(b"\r\n", position)
-            if end < 0:
-                self._check_unfinished(data, position)
-                self._keep(data, position, 0)
-                return
-            line = data[position:end]
-            head = lines.get(line)
-            if head is None:
-                head = self._read_line(line, append)
-                if head is None:
-                    position = end + 2
-                    continue
-            subject, sid, reply, block_size, size = head
-            start = end + 2
-            end = start + size
-            if length < end + 2:
-                self._keep(data, position, end + 2 - position)
-                return
-            if data[end] != 13 or data[end + 1] != 10:
-                raise ProtocolError(f"a message is longer than it announced: {line[:80]!r}")
-            if block_size < 0:
-                append(Msg(subject, sid, reply, None, data[start:end]))
-            else:
-                body = start + block_size
-                append(Msg(subject, sid, reply, data[start:body], data[body:end]))
-            position = end + 2
-        self._have = 0
-
-    def _keep(self, data: bytes, position: int, need: int) -> None:
-        rest = data[position:] if position else data
-        self._chunks = [rest]
-        self._have = len(rest)
-        self._need = need
-        self._limit = MAX_CONTROL_LINE
-
-    def _check_unfinished(self, data: bytes, position: int) -> None:
-        feed = data.find(b"\n", position)
-        if feed >= 0:
-            _refuse_line_feed(data[position : feed + 1])
-        start = data[position : position + _SHOWN]
-        _check_length(start, len(data) - position - data.endswith(b"\r"))
-
-    def _read_line(self, line: bytes, append: Callable[[Event], None]) -> _Head | None:
-        """A message's head; or None, and the line's event is appended."""
-        if 10 in line:
-            _refuse_line_feed(line[: line.find(b"\n") + 1])
-        _check_length(line, len(line))
-        # The server parts words at blanks and tabs only. What else bytes.split() takes for blank
-        # may stand in a subject that another client has published to.
-        split = _split if 13 in line or 11 in line or 12 in line else bytes.split
-        words = split(line, None, 1)
-        operation = words[0].upper() if words else b""
-        rest = words[1] if len(words) == 2 else b""
-        if operation == b"MSG":
-            head = self._read_msg(line, split(rest))
-        elif operation == b"HMSG":
-            head = self._read_hmsg(line, split(rest))
-        else:
-            append(self._read_control(operation, rest, line))
-            return None
-        if not head[2] and len(line) <= _LONGEST_LINE_KEPT:
-            if len(self._lines) >= _LINES_KEPT:
-                self._lines.clear()  # replies have a line each: they must not fill it for good
-            self._lines[line] = head
-        return head
-
-    def _read_control(self, operation: bytes, rest: bytes, line: bytes) -> Event:
-        if 13 in line:
-            raise ProtocolError(f"a lone carriage return: {line[:_SHOWN]!r}")
-        if operation == b"PING":
-            return _PING
-        if operation == b"PONG":
-            return _PONG
-        if operation == b"+OK":
-            return _OK
-        if operation == b"-ERR":
-            return Err(rest.decode("utf-8", "replace").strip().strip("'"))
-        if operation == b"INFO":
-            return Info(parse_info(rest))
-        raise ProtocolError(f"unknown operation {line[:_SHOWN]!r}")
-
-    def _read_msg(self, line: bytes, words: list[bytes]) -> _Head:
-        if len(words) == 3:
-            subject, sid, size = words
-            reply = b""
-        elif len(words) == 4:
-            subject, sid, reply, size = words
-        else:
-            raise ProtocolError(f"MSG needs 3 or 4 words: {line[:80]!r}")
-        return self._head(line, subject, sid, reply, None, size)
-
-    def _read_hmsg(self, line: bytes, words: list[bytes]) -> _Head:
-        if len(words) == 4:
-            subject, sid, block, size = words
-            reply = b""
-        elif len(words) == 5:
-            subject, sid, reply, block, size = words
-        else:
-            raise ProtocolError(f"HMSG needs 4 or 5 words: {line[:80]!r}")
-        return self._head(line, subject, sid, reply, block, size)
-
-    def _head(
-        self,
-        line: bytes,
-        subject: bytes,
-        sid: bytes,
-        reply: bytes,
-        block: bytes | None,
-        size: bytes,
-    ) -> _Head:
-        total = _number(size, line)
-        block_size = -1 if block is None else _number(block, line)
-        if total > self.max_payload:
-            raise ProtocolError(
-                f"a message of {total} bytes is announced, over the limit of {self.max_payload}"
-            )
-        if block_size > total:
-            raise ProtocolError(f"headers larger than their message: {line[:80]!r}")
-        return _text(subject), _number(sid, line), _text(reply), block_size, total
+    def _finish(self, data: bytes, events: list[Event]) -> int:
+        """Make the large message whose last bytes are in *data*; returns where it ends there."""
+        assert self._head is not None
+        subject, sid, reply, block_size, _ = self._head
+        over = self._have - self._need  # bytes behind it
+        views = [memoryview(chunk) for chunk in self._chunks]
+        first, views[0] = bytes(views[0][: self._start]), views[0][self._start :]
+        if over:
+            views[-1] = views[-1][:-over]
+        if _cut_end(views) != b"\r\n":
+            line = first[:-2]
+            raise ProtocolError(f"a message is longer than it announced: {line[:80]!r}")
+        block = _cut_start(views, block_size) if block_size >= 0 else None
+        events.append(Msg(subject, sid, reply, block, b"".join(views)))
+        return len(data) - over
 
 
-def _check_length(start: bytes, length: int) -> None:
-    """Refuse a line of *length* bytes that is too long for what its *start* says it is."""
-    if length > MAX_CONTROL_LINE and (length > MAX_INFO_LINE or start[:4].upper() != b"INFO"):
-        raise ProtocolError(f"a control line is over its limit of bytes: {start[:_SHOWN]!r}…")
+def _cut_end(views: list[memoryview]) -> bytes:
+    """Take the last two bytes from *views*."""
+    end = b""
+    while len(end) < 2:
+        short = 2 - len(end)
+        end = bytes(views[-1][-short:]) + end
+        views[-1] = views[-1][:-short]
+        if not views[-1]:
+            views.pop()
+    return end
 
 
-def _refuse_line_feed(line: bytes) -> NoReturn:
-    """Refuse a *line* up to its line feed, in the same words whatever has come behind it."""
-    _check_length(line, len(line) - 1)  # where that comes first, it is what others would see
-    raise ProtocolError(f"a control line ends without a carriage return: {line[:_SHOWN]!r}")
+def _cut_start(views: list[memoryview], size: int) -> bytes:
+    """Take the first *size* bytes from *views*."""
+    start = b""
+    while len(start) < size:
+        short = size - len(start)
+        start += views[0][:short]
+        views[0] = views[0][short:]
+        if not views[0]:
+            views.pop(0)
+    return start
 
 
-def _split(line: bytes, _: None = None, most: int = 0) -> list[bytes]:
-    """``bytes.split`` at blanks and tabs, and nothing else."""
-    return _BLANKS.split(line.strip(b" \t"), most)
+def _check_unfinished(data: bytes, position: int) -> None:
+    feed = data.find(b"\n", position)
+    if feed >= 0:
+        lines.refuse_line_feed(data[position : feed + 1])
+    start = data[position : position + SHOWN]
+    lines.check_length(start, len(data) - position - data.endswith(b"\r"))
 
 
-def _text(name: bytes) -> str:
-    # Subjects are UTF-8, but the server passes on what a client publishes, and one client must not
-    # end the links of the others. As with headers, what is no UTF-8 is kept, and cannot be sent.
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _number(digits: bytes, line: bytes) -> int:
-    # isdigit() first: int() also takes signs, blanks and underscores. 19 digits fit 64 bits.
-    if not digits.isdigit() or len(digits) > 19:
-        raise ProtocolError(f"not a number where one is needed: {line[:80]!r}")
-    return int(digits)
+def _no_event(event: Event) -> None:
+    raise AssertionError(f"{event!r} was to be taken by the scanner")

@@ -7,15 +7,17 @@ reports and returns; the reconnector acts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any
 
 from . import commands
 from .buffer import OutboundBuffer
 from .errors import Error, ProtocolError
 from .info import ServerInfo
-from .message import Msg
-from .parser import Err, Event, Info, Parser, Ping, Pong
+from .lines import Err, Info, Ping, Pong
+from .mailbox import Sorter
+from .parser import Parser
 from .pings import Pings
+from .scanner import Event
 from .transport import Link
 from .waiting import turn
 
@@ -29,13 +31,7 @@ CHUNK_COST = 64
 MOST_PONGS = 1000
 
 
-class Sink(Protocol):
-    """Where the messages of one subscription go."""
-
-    def push(self, msg: Msg) -> None: ...  # pragma: no cover
-
-
-class Reader:
+class Reader(Sorter):
     """One link's reader; ``run`` is its greenlet."""
 
     def __init__(
@@ -44,24 +40,21 @@ class Reader:
         parser: Parser,
         buffer: OutboundBuffer,
         pings: Pings,
-        sinks: dict[int, Sink],
+        sinks: dict[int, Any],
         on_info: Callable[[ServerInfo], None],
         on_err: Callable[[str], None],
         fail: Callable[[Exception], None],
     ) -> None:
+        super().__init__(sinks)
         self._transport = transport
         self._parser = parser
         self._buffer = buffer
         self._pings = pings
-        self._sinks = sinks
         self._on_info = on_info
         self._on_err = on_err
         self._fail = fail
         #: Sees the events first, while a move to another server is under way, and may keep some.
         self.tap: Callable[[list[Event]], list[Event]] | None = None
-        self.in_msgs = 0
-        self.in_bytes = 0
-        self.in_unknown = 0  # messages for a sid that is no more: in flight when it ended
         self._pongs = 0  # due since the flusher last took a batch
         self._batches = 0
         self.chunks = 0  # recv calls that brought something: how keepalive sees life
@@ -92,28 +85,8 @@ class Reader:
         except Error as exc:
             self._fail(exc)
 
-    def hand_on(self, events: Iterable[Event]) -> None:
-        """Hand each event on. Never switches, so a kill cannot lose half a batch."""
-        sinks = self._sinks
-        count = size = 0
-        for event in events:
-            if event.__class__ is Msg:
-                count += 1
-                size += len(event.data)
-                if event.block is not None:
-                    size += len(event.block)
-                try:
-                    sink = sinks[event.sid]
-                except KeyError:
-                    self.in_unknown += 1
-                else:
-                    sink.push(event)
-            else:
-                self._on_event(event)
-        self.in_msgs += count
-        self.in_bytes += size
-
-    def _on_event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
+        """What is no message."""
         if isinstance(event, Ping):
             self._answer_ping()
         elif isinstance(event, Pong):

@@ -339,7 +339,7 @@ class Reconnector:
             opened,
             self._generation,
             self._outbox.buffer,
-            self._subscriptions.by_sid,  # type: ignore[arg-type]
+            self._subscriptions.by_sid,
             self._options.ping_interval,
             self._options.max_pings_out,
             self._on_info,

@@ -12,25 +12,20 @@ from weakref import WeakSet
 import gevent
 from gevent import getcurrent
 
+from .mailbox import Handler
 from .message import Msg
-from .subscription import Handler, Host, Subscription
+from .subscription import Host, Subscription
 
 
 class InboxSubscription(Subscription):
     """The one subscription behind all requests: its messages go straight to who waits."""
 
-    __slots__ = ("_deliver_reply",)
+    __slots__ = ()
 
     def __init__(
         self, registry: Subscriptions, sid: int, subject: str, deliver: Callable[[Msg], None]
     ) -> None:
-        super().__init__(registry, sid, subject, "", None, 1, 1, 1)
-        self._deliver_reply = deliver
-
-    def push(self, msg: Msg) -> None:
-        msg.sub = self
-        self._received += 1
-        self._deliver_reply(msg)
+        super().__init__(registry, sid, subject, "", None, 1, 1, 1, deliver)
 
 
 class Subscriptions:

@@ -23,7 +23,7 @@ from .keepalive import Keepalive
 from .options import ConnectionOptions
 from .parser import Event, Parser
 from .pings import Pings
-from .reader import Reader, Sink
+from .reader import Reader
 from .transport import (
     Link,
     TLSTransport,
@@ -215,7 +215,7 @@ class Session:
         opened: Opened,
         generation: int,
         buffer: OutboundBuffer,
-        sinks: dict[int, Sink],
+        sinks: dict[int, Any],
         ping_interval: float,
         max_pings_out: int,
         on_info: Callable[[Session, ServerInfo], None],

@@ -1,14 +1,12 @@
-"""A subscription: one queue, filled by the reader, emptied by a greenlet of its own.
+"""A subscription: one mailbox, filled by the reader, emptied by a greenlet of its own.
 
-The reader only calls ``push``; a user's callback never runs there. The delivery greenlet lives
-while there are messages; an idle subscription is one small object and nothing else. A full
-queue drops the new message, counts it, and reports once per episode.
+A user's callback never runs in the reader. The delivery greenlet lives while there are messages;
+an idle subscription is one small object and nothing else. A full mailbox drops the new message,
+counts it, and reports once per episode.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Protocol
@@ -30,16 +28,17 @@ from .errors import (
     TimeoutError,
 )
 from .headers import HeaderSource
-from .message import Msg, Payload
+from .mailbox import Handler, Mailbox
+from .message import Msg
+from .payload import Payload
 from .waiting import Line, check_timeout, refuse_in_hub, turn
 
-Handler = Callable[[Msg], Any]
 #: ``around(msg, handle)``: calls ``handle()``, once, with whatever is to be done before and after.
 Around = Callable[[Msg, Callable[[], Any]], Any]
 
-# A handler that only computes gives the loop back this often (seconds): a flood of messages
-# must not keep a web server in the same process from its requests.
-SLICE = 0.005
+
+# gevent.Timeout is no Exception: a handler's own, which it let out, is its failure and not ours.
+_CAUGHT = (Exception, gevent.Timeout)
 
 
 def enclose(cb: Handler | None, around: Around | None) -> Handler | None:
@@ -100,33 +99,21 @@ class Registry(Protocol):
     def count_dropped(self, count: int) -> None: ...  # pragma: no cover
 
 
-class Subscription:
+class Subscription(Mailbox):
     """Interest in a subject. Made by ``Connection.subscribe``; a context manager that
     unsubscribes, and an iterator that ends when the subscription does.
     """
 
     __slots__ = (
         "__weakref__",
-        "_accepting",
-        "_bytes",
         "_cb",
-        "_concurrency",
         "_drainers",
-        "_last_reader",
         "_end_cause",
         "_host",
+        "_last_reader",
         "_line",
-        "_max_msgs",
-        "_queue",
-        "_received",
         "_received_before",
         "_registry",
-        "_running",
-        "_slow",
-        "delivered",
-        "dropped",
-        "pending_bytes_limit",
-        "pending_msgs_limit",
         "queue",
         "sid",
         "subject",
@@ -142,79 +129,44 @@ class Subscription:
         pending_msgs_limit: int,
         pending_bytes_limit: int,
         concurrency: int,
+        direct: Handler | None = None,
     ) -> None:
+        super().__init__(pending_msgs_limit, pending_bytes_limit, concurrency, direct)
         self.sid = sid
         self.subject = subject
         self.queue = queue
-        self.pending_msgs_limit = pending_msgs_limit
-        self.pending_bytes_limit = pending_bytes_limit
-        #: Messages handed to the user so far.
-        self.delivered = 0
-        #: Messages that found no room, or were given up by unsubscribe() or close().
-        self.dropped = 0
         self._registry = registry
         self._host = registry.host
         self._cb = cb
-        self._concurrency = concurrency
-        # An empty deque weighs 600 bytes: it exists only while there are messages.
-        self._queue: deque[Msg] | None = None
-        self._bytes = 0
-        self._received = 0
         self._received_before = 0  # over links that are gone
-        self._running = 0  # delivery greenlets
-        self._max_msgs = 0  # auto-unsubscribe after that many received; 0: never
-        self._accepting = True
         self._last_reader: object = None  # the greenlet that last called next_msg
         self._drainers = 0  # delivery greenlets that wait in drain() for the others
-        self._slow = False  # within an episode of dropping
         self._end_cause: Exception | None = None
         self._line: Line | None = None  # who waits for a message, or for the queue to empty
 
-    # -- the reader's side ---------------------------------------------------------------
+    # -- what the mailbox asks for: never switches, never raises ---------------------------
 
-    def push(self, msg: Msg) -> None:
-        """Queue one message. Never switches, never raises; the reader calls it."""
-        if not self._accepting:
-            self._registry.count_dropped(1)
-            return
-        msg.sub = self
-        self._received += 1
-        size = len(msg.data)
-        if msg.block is not None:
-            size += len(msg.block)
-        queue = self._queue
-        if queue is None:
-            queue = self._queue = deque()
-        if len(queue) >= self.pending_msgs_limit or self._bytes + size > self.pending_bytes_limit:
-            self._drop_one(len(queue))
-        else:
-            queue.append(msg)
-            self._bytes += size
-            if self._running < self._concurrency:
-                self._start_delivery()
-            elif self._line is not None:
-                self._line.wake_all()
-        if self._received == self._max_msgs:
-            self._end(None)
+    def _arrived(self) -> None:
+        assert self._line is not None
+        self._line.wake_all()
 
-    def _drop_one(self, pending: int) -> None:
+    def _overflowed(self) -> None:
         self.dropped += 1
         self._registry.count_dropped(1)
         if not self._slow:
             self._slow = True
-            self._host.report(SlowConsumerError(self.subject, self.sid, pending, self._bytes))
+            self._host.report(
+                SlowConsumerError(self.subject, self.sid, self.pending_msgs, self.pending_bytes)
+            )
 
-    def _pop(self, queue: deque[Msg]) -> Msg:
-        msg = queue.popleft()
-        self._bytes -= len(msg.data)
-        if msg.block is not None:
-            self._bytes -= len(msg.block)
-        self.delivered += 1
-        # The episode is over once half of the queue is free: with the edge at one message,
-        # every message of a slow consumer would be an episode of its own.
-        if self._slow and len(queue) <= self.pending_msgs_limit // 2:
-            self._slow = self._bytes > self.pending_bytes_limit // 2
-        return msg
+    def _refused(self) -> None:
+        self._registry.count_dropped(1)
+
+    def _filled(self) -> None:
+        self._end(None)
+
+    def _failed(self, error: BaseException) -> None:
+        self._host.report(HandlerError(self.subject, error))
 
     # -- delivery ------------------------------------------------------------------------
 
@@ -229,30 +181,21 @@ class Subscription:
         """In the hub: the greenlet is through with the queue, or was killed."""
         del self._registry.delivering[greenlet]
         self._running -= 1
-        if self._queue:
+        if self.pending_msgs:
             self._start_delivery()
         else:
             self._settle()
 
     def _deliver(self) -> None:
-        cb, clock = self._cb, time.monotonic
-        assert cb is not None
-        until = clock() + SLICE
-        while self._queue:
-            msg = self._pop(self._queue)
-            try:
-                cb(msg)
-            except (Exception, gevent.Timeout) as exc:
-                self._host.report(HandlerError(self.subject, exc))
-            if clock() > until:
-                turn()
-                until = clock() + SLICE
+        assert self._cb is not None
+        while self.work(self._cb, _CAUGHT):
+            turn()
 
     def _settle(self) -> None:
         """The queue is empty: back to a small object, and tell who waits for that."""
-        if not self._queue and not self._running:
+        if not self.pending_msgs and not self._running:
             if self._cb is not None:
-                self._queue = None
+                self.shrink()
             if not self._accepting:
                 self._registry.finished(self)
         if self._line is not None:
@@ -273,11 +216,11 @@ class Subscription:
         if self._cb is not None:
             raise Error(f"next_msg: the subscription to {self.subject!r} delivers to its callback")
         self._last_reader = getcurrent()
-        if self._queue:
+        if self.pending_msgs > 0:
             return self._take()
         refuse_in_hub("next_msg")
         deadline = Deadline(timeout)
-        while not self._queue:
+        while self.pending_msgs == 0:
             if not self._accepting:
                 raise self._ended()
             if not self._wait(deadline):
@@ -371,20 +314,10 @@ class Subscription:
 
     def _busy(self, own: bool) -> bool:
         if not own:
-            return bool(self._queue) or self._running > 0
+            return self.pending_msgs > 0 or self._running > 0
         if self._drainers == self._concurrency:
             return False  # its handlers wait for themselves; the rest comes when they return
-        return bool(self._queue) or self._running > self._drainers
-
-    @property
-    def pending_msgs(self) -> int:
-        """Messages queued and not handed to the user yet."""
-        return len(self._queue) if self._queue else 0
-
-    @property
-    def pending_bytes(self) -> int:
-        """Payload and header bytes of the queued messages."""
-        return self._bytes
+        return self.pending_msgs > 0 or self._running > self._drainers
 
     @property
     def received(self) -> int:
@@ -394,7 +327,7 @@ class Subscription:
     @property
     def is_closed(self) -> bool:
         """Whether it has ended and everything queued was handed over."""
-        return not self._accepting and not self._queue
+        return not self._accepting and not self.pending_msgs
 
     @property
     def unhandled(self) -> int:
@@ -456,9 +389,7 @@ class Subscription:
 
     def give_up(self) -> int:
         """Drop what is queued, and count it. Returns how many."""
-        queue, self._queue = self._queue, None
-        self._bytes = 0
-        left = len(queue) if queue else 0
+        left = self.empty()
         self.dropped += left
         self._registry.count_dropped(left)
         if self._line is not None:
@@ -467,23 +398,21 @@ class Subscription:
 
     def inherit(self) -> None:
         """In a forked child: what is queued is the parent's to handle."""
-        queue, self._queue = self._queue, None
-        self._bytes = 0
-        self._received -= len(queue) if queue else 0
+        self._received -= self.empty()
         self._slow = False
 
     # -- inside --------------------------------------------------------------------------
 
     def _take(self) -> Msg:
-        assert self._queue is not None
-        msg = self._pop(self._queue)
-        if not self._queue:
+        msg = self.pop()
+        if not self.pending_msgs:
             self._settle()
         return msg
 
     def _wait(self, deadline: Deadline) -> bool:
         if self._line is None:
             self._line = Line()
+            self._watched = True
         return self._line.wait(deadline.remaining())
 
     def _end(self, cause: Exception | None) -> None:

@@ -7,6 +7,7 @@ row. So there are no import circles, and none hidden in functions.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ FLOORS = {
     "1 values": [
         "url",
         "headers",
-        "message",
+        "payload",
         "status",
         "stats",
         "health",
@@ -35,8 +36,23 @@ FLOORS = {
         "options",
         "info",
     ],
-    "2 wire": ["commands", "parser", "refusals", "auth", "handshake", "websocket"],
-    "3 stores": ["buffer", "pool"],
+    "2 wire": [
+        "commands",
+        "lines",
+        "_message",
+        "_scanner",
+        "_intake",
+        "_mailbox",
+        "twin",
+        "message",
+        "scanner",
+        "parser",
+        "refusals",
+        "auth",
+        "handshake",
+        "websocket",
+    ],
+    "3 stores": ["mailbox", "intake", "buffer", "pool"],
     "4 gevent begins": [
         "waiting",
         "threads",
@@ -72,6 +88,11 @@ NEVER = {"asyncio", "select", "selectors", "queue", "subprocess", "gevent.monkey
 UNPATCHED = {"threads": {"gevent.monkey.get_original"}}
 
 
+# The names of the compiled twins; each is imported by ``twin``, and by the room that it is one of.
+TWINS = [path.stem for path in sorted(PACKAGE.glob("*.pyx"))]
+CHOICE = "not TYPE_CHECKING and twin.compiled"
+
+
 class Import(NamedTuple):
     target: str  # "gnats.errors", "gevent.socket", ...
     line: int
@@ -103,8 +124,21 @@ def _top_statements(tree: ast.Module) -> Iterator[ast.stmt]:
     for statement in tree.body:
         yield statement
         # Names for annotations only; they have to keep to the floors as well.
-        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) in (
+            "TYPE_CHECKING",
+            CHOICE,
+        ):
             yield from statement.body
+
+
+def python_of(path: Path) -> str:
+    """The source, or of a compiled twin its imports."""
+    source = path.read_text("utf-8")
+    if path.suffix == ".py":
+        return source
+    return "\n".join(re.findall(r"^(?:from \S+ )?c?import .*$", source, re.M)).replace(
+        "cimport", "import"
+    )
 
 
 def room_of(target: str) -> str | None:
@@ -121,8 +155,8 @@ def reaches(target: str, modules: set[str]) -> bool:
     return any(target == module or target.startswith(f"{module}.") for module in modules)
 
 
-ROOMS = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
-IMPORTS = {name: imports_of(path.read_text("utf-8")) for name, path in ROOMS.items()}
+ROOMS = {path.stem: path for path in sorted((*PACKAGE.glob("*.py"), *PACKAGE.glob("*.pyx")))}
+IMPORTS = {name: imports_of(python_of(path)) for name, path in ROOMS.items()}
 each_room = pytest.mark.parametrize("name", [name for name in ROOMS if name not in BESIDE])
 
 
@@ -164,14 +198,23 @@ def test_no_import_is_hidden(name: str) -> None:
         f"gnats/{name}.py:{one.line} {one.target}"
         for one in IMPORTS[name]
         if one.nested and not reaches(one.target, OPTIONAL.get(name, set()))
+        if name != "twin" or room_of(one.target) not in TWINS
     ]
     assert hidden == []
     calls = [
         node.lineno
-        for node in ast.walk(ast.parse(ROOMS[name].read_text("utf-8")))
+        for node in ast.walk(ast.parse(python_of(ROOMS[name])))
         if isinstance(node, ast.Name) and node.id == "__import__"
     ]
     assert calls == []
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_compiled_twin_is_used_by_its_room_alone(name: str) -> None:
+    users = {
+        room for room, imports in IMPORTS.items() for one in imports if room_of(one.target) == name
+    }
+    assert users - set(TWINS) == {name[1:], "twin"}
 
 
 def test_no_import_circles() -> None:

@@ -19,7 +19,7 @@ from fuzz.targets import TARGETS
 from hypothesis import strategies as st
 from wire_cases import BAD, GOOD
 
-from gnats import parser as room
+from gnats import lines
 from gnats.errors import ProtocolError
 from gnats.handshake import Handshake
 from gnats.parser import Parser
@@ -243,8 +243,8 @@ def _late(self: Parser, data: bytes) -> bool:
     return b"\n" in data or self._have >= (self._need or 10**9)
 
 
-def _forgets(self: Parser, data: bytes, position: int, need: int) -> None:
-    self._chunks, self._have, self._need, self._limit = [data[position:]], 1, need, 40
+def _forgets(self: Parser, data: bytes, position: int) -> None:
+    self._chunks, self._have, self._need, self._limit = [data[position:]], 1, 0, 40
 
 
 def _takes_all(digits: bytes, line: bytes) -> int:
@@ -260,11 +260,11 @@ def _asks_nobody(self: Handshake, events: list[Any]) -> bytes:
 
 # A fault: where it is, what stands there instead, the target that must find it, and an input.
 FAULTS: dict[str, tuple[Any, str, Any, str, bytes]] = {
-    "signs": (room, "_number", _takes_all, "parser", b"\0\0\0MSG a 1 +1\r\nx\r\n"),
+    "signs": (lines, "_number", _takes_all, "parser", b"\0\0\0MSG a 1 +1\r\nx\r\n"),
     "endless lines": (Parser, "_may_be_complete", _late, "parser", b"\1\0\0" + b"x" * 99),
     "wrong pending": (Parser, "_keep", _forgets, "parser", b"\0\0\0MSG a 1 1\r\nx"),
-    "no limit": (room, "_check_length", lambda *_: None, "parser", b"\1\0\0" + b"x" * 99),
-    "odd names": (room, "_text", bytes.decode, "parser", b"\0\0\0MSG \xff 1 0\r\n\r\n"),
+    "no limit": (lines, "check_length", lambda *_: None, "parser", b"\1\0\0" + b"x" * 99),
+    "odd names": (lines, "_text", bytes.decode, "parser", b"\0\0\0MSG \xff 1 0\r\n\r\n"),
     "early PONG": (Handshake, "_walk", _asks_nobody, "handshake", b"\0\0\0INFO {}\r\nPONG\r\n"),
     "bad headers": (targets, "encode_headers", lambda _: b"", "headers", b"\1\r\na b: c\r\n"),
 }

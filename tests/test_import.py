@@ -322,7 +322,7 @@ def test_statuses(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONNECTION_METHODS)
 def test_methods_of_a_connection(name: str) -> None:
-    assert inspect.isfunction(inspect.getattr_static(gnats.Connection, name))
+    assert inspect.isroutine(inspect.getattr_static(gnats.Connection, name))
 
 
 @pytest.mark.parametrize("name", CONNECTION_PROPERTIES)
@@ -335,7 +335,7 @@ def test_properties_of_a_connection(name: str) -> None:
 
 @pytest.mark.parametrize("name", SUBSCRIPTION_METHODS)
 def test_methods_of_a_subscription(name: str) -> None:
-    assert inspect.isfunction(inspect.getattr_static(gnats.Subscription, name))
+    assert inspect.isroutine(inspect.getattr_static(gnats.Subscription, name))
 
 
 @pytest.mark.parametrize("name", SUBSCRIPTION_PROPERTIES)

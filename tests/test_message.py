@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gnats.errors import Error, ProtocolError
-from gnats.message import Msg, to_bytes
+from gnats.message import Msg
+from gnats.payload import to_bytes
 
 pytestmark = pytest.mark.sansio
 

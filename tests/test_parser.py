@@ -12,14 +12,23 @@ from hypothesis import strategies as st
 from wire_cases import BAD, GOOD, OK, PING, Case, Plain, hmsg, msg, plain
 
 from gnats.errors import ProtocolError
-from gnats.parser import MAX_CONTROL_LINE, MAX_INFO_LINE, Err, Ok, Parser, Ping, Pong
+from gnats.lines import MAX_CONTROL_LINE, MAX_INFO_LINE, Err, Ok, Ping, Pong
+from gnats.parser import Parser
+from gnats.scanner import PureScanner, Scanner
 
 pytestmark = pytest.mark.sansio
 
 MakeParser = Callable[..., Parser]
 
-# Every implementation of the parser; a compiled twin joins here.
-PARSERS: dict[str, MakeParser] = {"python": Parser}
+
+def _with(scanner: Callable[[], Scanner]) -> MakeParser:
+    return lambda **limit: Parser(**limit, scanner=scanner())
+
+
+# With each twin: both are the same where none was compiled.
+PARSERS: dict[str, MakeParser] = {"pure": _with(PureScanner)}
+if Scanner is not PureScanner:
+    PARSERS["compiled"] = _with(Scanner)
 
 each_parser = pytest.mark.parametrize("make", list(PARSERS.values()), ids=list(PARSERS))
 each_good = pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)

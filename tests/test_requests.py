@@ -391,11 +391,11 @@ def test_answers_leave_nothing_in_the_memory_of_subjects(
     """Their subjects are used once each: kept, they would push out those that are used again."""
     conn.subscribe(subject, cb=echo)
     conn.request(subject, b"x", timeout=5)
-    before = len(conn._home.heads)
+    before = len(conn._known_heads)
     for _ in range(50):
         assert conn.request(subject, b"x", timeout=5, headers={"K": "v"}).headers is not None
         assert conn.request(subject, b"x", timeout=5).data == b"x"
-    assert len(conn._home.heads) == before
+    assert len(conn._known_heads) == before
 
 
 # -- no room to send it ---------------------------------------------------------------------------

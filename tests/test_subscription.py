@@ -827,7 +827,7 @@ def test_idle_subscriptions_hold_no_greenlet(conn: gnats.Connection, subject: st
         conn.publish(f"{subject}.{number}", b"")
     wait_until(lambda: len(got) == 2000)
     wait_until(lambda: living_greenlets() <= before)
-    wait_until(lambda: all(sub._queue is None for sub in subs))
+    wait_until(lambda: all(sub._is_small for sub in subs))
     assert all(sub.delivered == 1 for sub in subs)
 
 

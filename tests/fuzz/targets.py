@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from fuzz import reference
 from fuzz.meter import meter, metered
 from fuzz.reference import DEEP, Limits, Plain
 from gnats import commands as frames
-from gnats import parser as room
-from gnats import subjects
+from gnats import lines, scanner, subjects
+from gnats import parser as parser_room
 from gnats.errors import (
     AuthorizationError,
     BadSubjectError,
@@ -73,29 +73,50 @@ def _excerpt(text: object) -> str:
 
 # The parser's own limits, and tiny ones, so that short inputs reach them.
 REAL = Limits(
-    room.MAX_CONTROL_LINE,
-    room.MAX_INFO_LINE,
-    room._LINES_KEPT,
-    room._LONGEST_LINE_KEPT,
-    room._SMALL_CHUNK,
+    lines.MAX_CONTROL_LINE,
+    lines.MAX_INFO_LINE,
+    scanner.LINES_KEPT,
+    scanner.LONGEST_LINE_KEPT,
+    parser_room._SMALL_CHUNK,
 )
 TINY = Limits(40, 90, 3, 14, 40)
 PAYLOADS = (MAX_PAYLOAD_CEILING, 0, 5, 60)
+
+# The same results are due from both, where there are two.
+TWINS = {scanner.PureScanner, scanner.Scanner}
 
 # Characters of an error, whatever the input: 80 bytes of it as \xff, and the words around them.
 LONGEST_WORDS = 400
 
 
+def _room(name: str) -> Any:
+    return {"lines": lines, "scanner": scanner, "parser": parser_room}[name]
+
+
+# Where each of them stands.
+_PLACES = (
+    ("lines", "MAX_CONTROL_LINE"),
+    ("lines", "MAX_INFO_LINE"),
+    ("scanner", "LINES_KEPT"),
+    ("scanner", "LONGEST_LINE_KEPT"),
+    ("parser", "_SMALL_CHUNK"),
+)
+
+
 @contextmanager
-def limited(limits: Limits, module: Any = room) -> Iterator[None]:
-    """The parser under other limits: it looks them up at every call."""
-    names = ["MAX_CONTROL_LINE", "MAX_INFO_LINE", *(f"_{name}" for name in Limits._fields[2:])]
-    before = {name: getattr(module, name) for name in names}
-    vars(module).update(zip(names, limits))
+def limited(limits: Limits, find: Callable[[str], Any] = _room) -> Iterator[None]:
+    """The parser under other limits: it looks them up at every call. *find* finds its rooms."""
+    before = [getattr(find(room), name) for room, name in _PLACES]
+    _limit(limits, find)
     try:
         yield
     finally:
-        vars(module).update(before)
+        _limit(before, find)
+
+
+def _limit(limits: Iterable[int], find: Callable[[str], Any]) -> None:
+    for (room, name), limit in zip(_PLACES, limits):
+        setattr(find(room), name, limit)
 
 
 def split(data: bytes, choices: int) -> tuple[bytes, bytes]:
@@ -138,8 +159,12 @@ def parser(data: bytes) -> None:
     reading = reference.read_stream(wire, max_payload, limits)
     with limited(limits):
         ways = ([wire], paced(wire, 1, 0), paced(wire, size, seed))
-        words = [_feed(Parser(max_payload), chunks, reading, limits) for chunks in ways]
-    assert len(set(words)) == 1, f"the error depends on the chunks: {words}"
+        words = [
+            _feed(Parser(max_payload, twin()), chunks, reading, limits)
+            for chunks in ways
+            for twin in TWINS
+        ]
+    assert len(set(words)) == 1, f"the error depends on the chunks, or the twin: {words}"
 
 
 def _feed(parser: Parser, chunks: list[bytes], reading: reference.Reading, limits: Limits) -> str:
@@ -185,13 +210,19 @@ def _check_memory(parser: Parser, limits: Limits) -> None:
     """Only what is pending is held, and it is bounded; so is the cache of lines."""
     longest = max(limits.MAX_INFO_LINE, limits.MAX_CONTROL_LINE + parser.max_payload + 4)
     assert parser.pending <= longest + 1
-    held = [sys.getsizeof(chunk) for chunk in parser._chunks]
+    held = [_weight(chunk) for chunk in parser._chunks]
     assert sum(map(len, parser._chunks)) == parser.pending
     # A bytearray grows by an eighth, and is begun anew behind each chunk that is not small.
     assert sum(held) <= parser.pending * 9 / 8 + 80 * len(held)
     assert len(held) <= 2 + 2 * parser.pending / limits.SMALL_CHUNK
-    assert len(parser._lines) <= limits.LINES_KEPT
-    assert all(len(line) <= limits.LONGEST_LINE_KEPT for line in parser._lines)
+    if isinstance(parser.scanner, scanner.PureScanner):
+        assert len(parser.scanner._lines) <= limits.LINES_KEPT
+        assert all(len(line) <= limits.LONGEST_LINE_KEPT for line in parser.scanner._lines)
+
+
+def _weight(chunk: bytes | bytearray | memoryview) -> int:
+    """Bytes of memory. A view holds the chunk that it is of, one recv's, which counts elsewhere."""
+    return len(chunk) if isinstance(chunk, memoryview) else sys.getsizeof(chunk)
 
 
 # -- the handshake -----------------------------------------------------------------------
@@ -535,7 +566,7 @@ def work(data: bytes) -> None:
     limits, reader = TINY if flags & 1 else REAL, READERS[flags >> 1 & 3]
     with limited(limits):
         _spend(Parser().feed, paced(wire, size, seed))  # an engine sees the ways of this one
-    with limited(limits, metered("parser")):
+    with limited(limits, metered):
         for chunks in reader.ways(wire, size, seed):
             spent = meter.of(functools.partial(_spend, reader.make(), chunks))
             allowed = PER_CHUNK * len(chunks) + PER_BYTE * len(wire) + 1000
