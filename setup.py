@@ -6,7 +6,7 @@ They are optional: where there is no compiler, the pure ones are installed and u
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-TWINS = ["message", "scanner", "mailbox", "intake"]
+TWINS = ["message", "scanner", "mailbox", "intake", "inbox"]
 
 DIRECTIVES = {
     "language_level": 3,

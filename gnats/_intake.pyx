@@ -122,6 +122,11 @@ cdef class Publisher:
     def _known_heads(self):
         return self._heads
 
+    @property
+    def _is_ready(self):
+        """Whether the caller's thread may put a message in at once, as far as is known here."""
+        return self._buffer.limit >= 0 and self._thread == this_thread()
+
     def publish(self, subject, payload=b"", reply="", headers=None):
         """Publish one message: bytes-like, or str as UTF-8. Returns once it is accepted.
 

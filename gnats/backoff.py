@@ -41,17 +41,17 @@ class Backoff:
 class Deadline:
     """One moment that many steps share. ``None`` seconds: never."""
 
-    __slots__ = ("_at", "_clock", "seconds")
+    __slots__ = ("_clock", "at", "seconds")
 
     def __init__(self, seconds: float | None, clock: Clock = time.monotonic) -> None:
         self.seconds = seconds
         self._clock = clock
-        self._at = None if seconds is None else clock() + seconds
+        self.at = None if seconds is None else clock() + seconds
 
     def remaining(self) -> float | None:
         """Seconds left, never below zero; None when there is no end."""
-        return None if self._at is None else max(0.0, self._at - self._clock())
+        return None if self.at is None else max(0.0, self.at - self._clock())
 
     @property
     def expired(self) -> bool:
-        return self._at is not None and self._clock() >= self._at
+        return self.at is not None and self._clock() >= self.at

@@ -15,7 +15,7 @@ import gevent
 from . import commands, farewell, forks, metrics, websocket
 from ._version import __version__
 from .auth import Credentials
-from .backoff import Deadline
+from .backoff import LONGEST, Deadline
 from .buffer import OutboundBuffer
 from .callbacks import CallbackQueue
 from .drain import Drain
@@ -47,7 +47,7 @@ from .payload import Payload, to_bytes
 from .pool import ServerPool
 from .reconnector import Reconnector
 from .registry import Subscriptions
-from .requests import Collector, Replies, Requests, Sentinel, Waiter, empty_payload
+from .requests import Collector, Replies, Requests, Sentinel, empty_payload
 from .roundtrip import RoundTrips
 from .stats import Stats
 from .status import ConnectionStatus
@@ -374,16 +374,16 @@ class Connection(Publisher):
         Switches. Raises NoRespondersError when nobody listens, TimeoutError, PermissionsError,
         and what ``publish`` raises.
         """
-        deadline = Deadline(check_timeout(timeout))
-        self._check_open("request")
-        refuse_in_hub("request")
-        waiter = Waiter(subject)
-        reply = self._requests.open(waiter)
+        if timeout.__class__ is not float or not 0 <= timeout < LONGEST:
+            timeout = check_timeout(timeout)
+        if not self._is_ready:
+            self._check_open("request")
+        waiter = self._requests.ask(subject, timeout)
         try:
-            self._ask(subject, payload, reply, headers, deadline)
-            return waiter.wait(deadline)
+            self._ask(subject, payload, waiter.to, headers, waiter)
+            return waiter.wait()
         finally:
-            self._requests.close(reply)
+            self._requests.close(waiter.to)
 
     def request_many(
         self,

@@ -80,6 +80,11 @@ class Publisher:
         """Return when *length* more bytes may be appended; for a request, with its *deadline*."""
         raise NotImplementedError
 
+    @property
+    def _is_ready(self) -> bool:
+        """Whether the caller's thread may put a message in at once, as far as is known here."""
+        return self._buffer.limit >= 0 and hasattr(self._home, "heads")
+
     # -- publish -----------------------------------------------------------------------------
 
     def _move_in(self, home: Any) -> None:

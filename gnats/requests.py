@@ -1,8 +1,7 @@
-"""Requests: one inbox for all, one token each, and who waits for which reply.
+"""Requests: one inbox for all, and what a request is that wants many replies.
 
-The inbox is one wildcard subscription, made by the first request and restored like any other.
-A token is used once in the life of a connection, so a late reply can never reach the wrong
-request; it finds nobody, is counted, and let go.
+The inbox is one wildcard subscription, made by the first request and restored like any other. Who
+waits for which reply is known to ``inbox``.
 """
 
 from __future__ import annotations
@@ -11,50 +10,15 @@ from collections import deque
 from collections.abc import Callable
 from copy import copy
 
+from gevent.hub import Waiter
+
 from .backoff import Deadline
-from .errors import NoRespondersError, TimeoutError
+from .errors import NoRespondersError
+from .inbox import Inbox
 from .message import Msg
-from .waiting import Park
+from .waiting import Park, refuse_in_hub, start_timer
 
 Sentinel = Callable[[Msg], bool]
-
-
-class Waiter:
-    """One request that wants one reply."""
-
-    __slots__ = ("error", "park", "reply", "subject")
-
-    def __init__(self, subject: str) -> None:
-        self.subject = subject
-        self.reply: Msg | None = None
-        self.error: Exception | None = None
-        self.park = Park()
-
-    def deliver(self, msg: Msg) -> bool:
-        """The reply came; False when it is a second one, which is late. Never switches."""
-        if self.reply is not None:
-            return False
-        self.reply = msg
-        self.park.wake()
-        return True
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self.park.wake()
-
-    def wait(self, deadline: Deadline) -> Msg:
-        """The reply. Raises NoRespondersError, TimeoutError, ConnectionClosedError."""
-        self.park.wait(deadline.remaining())
-        if self.reply is not None:
-            if self.reply.is_no_responders():
-                raise NoRespondersError(self.subject)
-            return self.reply
-        if self.error is not None:
-            raise self.error
-        raise TimeoutError(
-            f"no answer to the request to {self.subject!r} within {deadline.seconds} s",
-            deadline.seconds,
-        )
 
 
 class Collector:
@@ -172,43 +136,18 @@ class Replies:
         return msg
 
 
-class Requests:
-    """Who waits, by reply subject. ``deliver`` is the inbox's only reader; it never switches."""
+class Requests(Inbox):
+    """The inbox of a connection."""
 
     def __init__(self, new_inbox: Callable[[], str], listen: Callable[[str], None]) -> None:
+        super().__init__(Waiter, start_timer, refuse_in_hub)
         self._new_inbox = new_inbox
         self._listen = listen  # subscribe to the inbox's wildcard; raises when that is refused
-        self._prefix = ""
-        self._count = 0
-        self._waiters: dict[str, Waiter | Collector] = {}
-        #: Replies that came when nobody waited for them any more, or faster than they were taken.
-        self.late = 0
 
-    @property
-    def waiting(self) -> int:
-        """Requests that are not over."""
-        return len(self._waiters)
-
-    def open(self, waiter: Waiter | Collector) -> str:
-        """Begin a request; returns its reply subject. ``close`` that in the end."""
-        if not self._prefix:
-            prefix = self._new_inbox()
-            self._listen(prefix + ".*")
-            self._prefix = prefix + "."
-        self._count += 1
-        reply = f"{self._prefix}{self._count:x}"
-        self._waiters[reply] = waiter
-        return reply
-
-    def close(self, reply: str) -> None:
-        """The request is over: a later reply is let go."""
-        self._waiters.pop(reply, None)
-
-    def deliver(self, msg: Msg) -> None:
-        """A reply came. Never raises; the reader calls it."""
-        waiter = self._waiters.get(msg.subject)
-        if waiter is None or not waiter.deliver(msg):
-            self.late += 1
+    def _begin(self) -> None:
+        prefix = self._new_inbox()
+        self._listen(prefix + ".*")
+        self._prefix = prefix + "."
 
     def listens_to(self, subject: str) -> bool:
         """Whether *subject* is the inbox's wildcard."""
@@ -225,6 +164,7 @@ class Requests:
         """No reply can come any more: everyone who waits raises *error*, and the next request
         makes a new inbox."""
         self._prefix = ""
+        self._clear_timer()
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             # Each its own: an exception raised in two greenlets mixes up their tracebacks.

@@ -17,7 +17,7 @@ def _is_compiled() -> bool:
     if os.environ.get("GNATS_PURE_PYTHON", "0") not in ("", "0"):
         return False
     try:
-        from . import _intake, _mailbox, _message, _scanner  # type: ignore[attr-defined]  # noqa: F401
+        from . import _inbox, _intake, _mailbox, _message, _scanner  # type: ignore[attr-defined]  # noqa: F401
     except ImportError:  # none was built, or for another interpreter
         return False
     return True

@@ -7,6 +7,8 @@ waiter's own object, never in the switch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gevent import get_hub, getcurrent
 from gevent.hub import Waiter
 
@@ -121,6 +123,16 @@ def turn() -> None:
         hub.wait(timer)
     finally:
         timer.close()
+
+
+def start_timer(seconds: float, callback: Callable[[], None]) -> Callable[[], None]:
+    """Call *callback* in the hub, once, *seconds* from now; returns what calls that off. Never
+    switches."""
+    # Not below a millisecond, under which libuv warns of its own resolution.
+    timer = get_hub().loop.timer(max(0.001, seconds))
+    timer.start(callback, update=True)
+    close: Callable[[], None] = timer.close
+    return close
 
 
 def in_hub() -> bool:

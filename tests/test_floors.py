@@ -43,6 +43,7 @@ FLOORS = {
         "_scanner",
         "_intake",
         "_mailbox",
+        "_inbox",
         "twin",
         "message",
         "scanner",
@@ -52,7 +53,7 @@ FLOORS = {
         "handshake",
         "websocket",
     ],
-    "3 stores": ["mailbox", "intake", "buffer", "pool"],
+    "3 stores": ["mailbox", "inbox", "intake", "buffer", "pool"],
     "4 gevent begins": [
         "waiting",
         "threads",
