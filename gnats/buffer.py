@@ -127,10 +127,14 @@ class OutboundBuffer(Intake):
 
     def written(self) -> None:
         """The kernel has taken the whole batch."""
-        self._count_taken(self._batch_messages)
-        self._restored = max(0, self._restored - len(self._batch))
+        messages = self._batch_messages
+        self._taken += messages
+        if self._restored:
+            self._restored = max(0, self._restored - len(self._batch))
+        if self._late:
+            self._count_late(messages)
         self.size -= self._batch_bytes
-        if self.keep and self._batch_messages:
+        if self.keep and messages:
             self._unconfirmed.append((self._taken, self._batch, self._batch_bytes))
             self.kept += self._batch_bytes
             self._let_go()  # the PONG may have come while the batch's tail was written
@@ -171,7 +175,8 @@ class OutboundBuffer(Intake):
         """The link is gone: settle what it took, make the rest pending again, in order."""
         self._walk()
         whole = self._whole
-        self._count_taken(self._whole_messages)
+        self._taken += self._whole_messages
+        self._count_late(self._whole_messages)
         pending = self._batch[whole:] + self.frames
         if self.keep:
             pending = self._kept(self._batch[:whole]) + pending
@@ -269,8 +274,8 @@ class OutboundBuffer(Intake):
 
     # -- inside --------------------------------------------------------------------------
 
-    def _count_taken(self, messages: int) -> None:
-        self._taken += messages
+    def _count_late(self, messages: int) -> None:
+        """So many more have left, those that waited for the link first."""
         late = min(self._late, messages)
         self._late -= late
         self.replayed += late

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gevent import get_hub
+from gevent.hub import Waiter
 
 from .buffer import OutboundBuffer
 from .errors import Error
@@ -36,12 +37,14 @@ class Barrier:
         self._wake = wake
         self._outstanding = False
         self._cooling: _TimerWatcher | None = None  # since the last PING
+        #: Nothing is to be raised before a PONG has come, or the time has.
+        self.rests = False
 
     def raise_if_due(self) -> None:
         """Queue a PING if there is something to confirm and the time has come."""
-        if self._outstanding or self._cooling is not None or not self._has_work():
+        if self.rests or not self._has_work():
             return
-        self._outstanding = True
+        self._outstanding = self.rests = True
         if not self._buffer.keep:
             self._cooling = get_hub().loop.timer(BARRIER_INTERVAL)
             self._cooling.start(self._cooled, update=True)
@@ -57,15 +60,17 @@ class Barrier:
 
     def _cooled(self) -> None:
         self.close()
+        self.rests = self._outstanding
         self._rewake()
 
     def _on_pong(self, arrived: bool) -> None:
         self._outstanding = False
+        self.rests = self._cooling is not None
         if arrived:
             self._rewake()
 
     def _rewake(self) -> None:
-        if self._cooling is None and not self._outstanding and self._buffer.unconfirmed:
+        if not self.rests and self._buffer.unconfirmed:
             self._wake()
 
 
@@ -88,7 +93,8 @@ class Flusher:
         self._farewell: Callable[[bool], None] | None = None
         #: Is shown each batch that is about to be written, while somebody wants to know.
         self.tap: Callable[[list[bytes]], None] | None = None
-        self._park: Park | None = None
+        self._waiter: Waiter[None] = Waiter()
+        self._asleep = False
         self._barrier = Barrier(buffer, pings, self.wake)
 
     def run(self) -> None:
@@ -99,7 +105,7 @@ class Flusher:
                 if self._farewell is not None:
                     # Behind it nothing more of the buffer goes over this link.
                     self._pings.ping(self._farewell)
-                else:
+                elif not self._barrier.rests:
                     self._barrier.raise_if_due()
                 if not self._buffer.frames:
                     self._wait()
@@ -131,16 +137,18 @@ class Flusher:
     def wake(self) -> None:
         """There is something to write. Never switches."""
         self._buffer.wake = None
-        if self._park is not None:
-            self._park.wake()
+        if self._asleep:
+            self._asleep = False
+            self._waiter.hub.loop.run_callback(self._waiter.switch, None)
 
     def _wait(self) -> None:
-        self._park = Park()
         self._buffer.wake = self.wake
+        self._asleep = True
         try:
-            self._park.wait()
+            self._waiter.get()
         finally:
-            self._park = None
+            self._asleep = False
+            self._waiter.clear()
 
     def _send(self, data: bytes) -> None:
         buffer, send = self._buffer, self._transport.send

@@ -86,7 +86,7 @@ class Transport(_Sending):
 
     in_doubt = 0
 
-    def __init__(self, sock: socket.socket, write_timeout: float) -> None:
+    def __init__(self, sock: Any, write_timeout: float) -> None:
         self._sock = sock
         self._write_timeout = write_timeout
         self._may_have_more = False  # the last recv was full: look before waiting
@@ -95,7 +95,8 @@ class Transport(_Sending):
         self._readable = get_hub().loop.io(sock.fileno(), _READ)
         self._watching = False
         self._closed = False
-        self._reader: Waiter[None] | None = None  # who waits for bytes
+        self._reader: Waiter[None] = Waiter()  # where one greenlet waits for bytes,
+        self._waits = False  # if it does
         # A reset that a send was told of: the kernel tells each error once, then only the end.
         self._reset: OSError | None = None
         self.on_owing: Callable[[], None] = _nothing
@@ -106,9 +107,12 @@ class Transport(_Sending):
         while True:
             if not self._may_have_more:
                 self._wait_readable()
-            self._check_open()
+            # A greenlet that outlived its session must not touch a descriptor that may be
+            # another's.
+            if self._closed:
+                raise TransportError("the link is closed")
             try:
-                data = self._sock.recv(RECV_SIZE)
+                data: bytes = self._sock.recv(RECV_SIZE)
             except OSError as exc:
                 if exc.errno not in _WOULD_BLOCK:
                     raise _translate(exc, "receive") from exc
@@ -129,9 +133,11 @@ class Transport(_Sending):
         """
         stalled_at: Deadline | None = None
         while True:
-            self._check_open()
+            if self._closed:
+                raise TransportError("the link is closed")
             try:
-                return self._sock.send(data)
+                sent: int = self._sock.send(data)
+                return sent
             except OSError as exc:
                 if exc.errno not in _WOULD_BLOCK:
                     if exc.errno == errno.ECONNRESET:  # EPIPE is what follows a FIN
@@ -168,22 +174,18 @@ class Transport(_Sending):
         except OSError:  # no descriptor is free: then it is closed as it is
             pass
 
-    def _check_open(self) -> None:
-        # A greenlet that outlived its session must not touch a descriptor that may be another's.
-        if self._closed:
-            raise TransportError("the link is closed")
-
     def _wait_readable(self) -> None:
-        self._check_open()
-        waiter: Waiter[None] = Waiter()
-        self._reader = waiter
+        if self._closed:
+            return
         if not self._watching:
             self._watching = True
             self._readable.start(self._on_readable, pass_events=True)
+        self._waits = True
         try:
-            waiter.get()
+            self._reader.get()
         finally:
-            self._reader = None
+            self._waits = False
+            self._reader.clear()
 
     def _on_readable(self, events: int) -> None:
         """In the hub: the socket has bytes, or has failed.
@@ -191,10 +193,10 @@ class Transport(_Sending):
         The watcher rests until the next wait when nobody waits, because the reader is busy, and
         when *events* tell of an error: libuv takes the socket off its list then by itself.
         """
-        if self._reader is None or events < 0:
+        if not self._waits or events < 0:
             self._watching = False
             self._readable.stop()
-        if self._reader is not None:
+        if self._waits:
             self._reader.switch(None)
 
     def _wait_writable(self) -> None:
@@ -466,11 +468,19 @@ def dial(host: str, port: int, options: ConnectionOptions, deadline: Deadline) -
         try:
             sock = _connect(family, address, share, local, f"{host}:{port}")
             sock = _tuned(sock, options, f"the socket to {host}:{port}")
-            return Transport(sock, options.write_timeout)
+            return Transport(_bare(sock), options.write_timeout)
         except (TransportError, TimeoutError) as exc:
             last = exc
     assert last is not None
     raise last
+
+
+def _bare(sock: socket.socket) -> Any:
+    """The kernel's socket out of gevent's: a link waits by its own watcher, and each layer above
+    recv and send costs a tenth of a short message's way."""
+    bare = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+    bare.setblocking(False)
+    return bare
 
 
 def _adopt(dialer: Callable[..., Any], host: str, port: int, deadline: Deadline) -> Any:
