@@ -163,7 +163,9 @@ cdef class Scanner:
             line.reply, line.reply_end = starts[0], ends[0]
         return line.size >= 0 and count < 3
 
-    cdef Py_ssize_t _read_names(self, const char* at, Py_ssize_t place, Py_ssize_t length) except -1:
+    cdef Py_ssize_t _read_names(
+        self, const char* at, Py_ssize_t place, Py_ssize_t length
+    ) except -1:
         """Read subject and sid, which begin at *place*, and remember them; returns where the next
         word begins, or 0."""
         cdef Py_ssize_t known = self._known_length

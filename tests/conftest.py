@@ -93,6 +93,9 @@ def _check_environment() -> None:
         insist(
             old == (version == "oldest"), f"GNATS_TEST_GEVENT={version}, it is {gevent.__version__}"
         )
+    compiled = expected("GNATS_TEST_COMPILED")
+    if compiled:
+        insist(gnats.compiled == (compiled == "1"), f"GNATS_TEST_COMPILED={compiled}")
     if expected("GNATS_TEST_INSTALLED"):
         inside = Path(sys.prefix).resolve() in Path(gnats.__file__).resolve().parents
         insist(inside, f"GNATS_TEST_INSTALLED, it is {gnats.__file__}")
