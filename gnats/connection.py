@@ -570,7 +570,7 @@ class Connection(Publisher):
         if self._is_ours():
             return  # the caller is one of those that would be waited for
         deadline = Deadline(CLOSE_JOIN)
-        gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
+        gevent.joinall(list(self._subscriptions.delivery.greenlets), deadline.remaining())
         self._callbacks.join(deadline.remaining() or 0.0)
 
     def _begin_farewell(self) -> bool:
@@ -582,12 +582,15 @@ class Connection(Publisher):
 
     def _end_farewell(self, deadline: Deadline) -> None:
         self._reconnector.join(deadline.remaining())
-        gevent.joinall(list(self._subscriptions.delivering), deadline.remaining())
+        gevent.joinall(list(self._subscriptions.delivery.greenlets), deadline.remaining())
         self._callbacks.join(deadline.remaining() or 0.0)
 
     def _is_ours(self) -> bool:
         """Whether the caller runs in a greenlet that the connection itself started."""
-        return self._callbacks.is_current or gevent.getcurrent() in self._subscriptions.delivering
+        return (
+            self._callbacks.is_current
+            or gevent.getcurrent() in self._subscriptions.delivery.at_work
+        )
 
     def __enter__(self) -> Connection:
         return self

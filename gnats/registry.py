@@ -6,12 +6,9 @@ It never switches: the reader looks up here, the reconnector asks what to restor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 from weakref import WeakSet
 
-import gevent
-from gevent import getcurrent
-
+from .delivery import Delivery
 from .mailbox import Handler
 from .message import Msg
 from .subscription import Host, Subscription
@@ -34,8 +31,7 @@ class Subscriptions:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.by_sid: dict[int, Subscription] = {}
-        #: The subscription that each delivery greenlet works for.
-        self.delivering: dict[Any, Subscription] = {}
+        self.delivery = Delivery()
         self.in_dropped = 0
         self._last_sid = 0
         # Weak: messages that nobody can read any more keep nothing alive.
@@ -101,7 +97,8 @@ class Subscriptions:
     @property
     def unhandled(self) -> int:
         """Messages that wait for a handler, or are in one; those for ``next_msg`` have none."""
-        return sum(sub.unhandled for sub in set(self.delivering.values()))
+        working = {*self.delivery.at_work.values(), *self.delivery.ready}
+        return sum(sub.unhandled for sub in working)
 
     def remove(self, sub: Subscription) -> None:
         """*sub* has ended; until its last message is handled it is still looked after."""
@@ -136,9 +133,7 @@ class Subscriptions:
         """In a forked child: what is queued is the parent's, and so are the handlers that run,
         but for the caller's own; they end in the next turn of the loop. The subscriptions stay.
         Never switches."""
-        current = getcurrent()
-        handlers = [greenlet for greenlet in self.delivering if greenlet is not current]
-        gevent.killall(handlers, block=False)
+        self.delivery.inherit()
         for sub in self.unfinished():
             sub.inherit()
         for sub in list(self.by_sid.values()):

@@ -16,6 +16,7 @@ from gevent import getcurrent
 
 from . import commands
 from .backoff import Deadline
+from .delivery import Delivery
 from .errors import (
     BadSubscriptionError,
     ConnectionClosedError,
@@ -88,7 +89,7 @@ class Registry(Protocol):
     """What a subscription needs of the registry that holds it; see registry.py."""
 
     host: Host
-    delivering: dict[Any, Subscription]  # by delivery greenlet
+    delivery: Delivery
 
     def remove(self, sub: Subscription) -> None: ...  # pragma: no cover
 
@@ -172,24 +173,25 @@ class Subscription(Mailbox):
 
     def _start_delivery(self) -> None:
         self._running += 1
-        greenlet = gevent.spawn(self._deliver)
-        self._registry.delivering[greenlet] = self
-        # A link, not a finally: a greenlet killed before it ran has no finally.
-        greenlet.rawlink(self._delivery_ended)
+        self._registry.delivery.start(self)
 
-    def _delivery_ended(self, greenlet: object) -> None:
-        """In the hub: the greenlet is through with the queue, or was killed."""
-        del self._registry.delivering[greenlet]
+    def deliver(self) -> None:
+        """Call the handler until nothing is queued; its greenlet does. Switches."""
+        assert self._cb is not None
+        while self.work(self._cb, _CAUGHT):
+            turn()
+
+    def handled(self) -> None:
+        """Its greenlet is through with the queue, or was killed. Never switches."""
         self._running -= 1
         if self.pending_msgs:
             self._start_delivery()
         else:
             self._settle()
 
-    def _deliver(self) -> None:
-        assert self._cb is not None
-        while self.work(self._cb, _CAUGHT):
-            turn()
+    def abandon(self) -> None:
+        """The greenlet that it waits for will not come. Never switches."""
+        self._running -= 1
 
     def _settle(self) -> None:
         """The queue is empty: back to a small object, and tell who waits for that."""
@@ -284,7 +286,7 @@ class Subscription(Mailbox):
             self._abandon_drain(deadline)
         finally:
             self._end(None)  # whatever struck: the server was told to send no more
-        own = self._registry.delivering.get(getcurrent()) is self
+        own = self._registry.delivery.at_work.get(getcurrent()) is self
         self._drainers += own
         if own and self._line is not None:
             self._line.wake_all()  # another handler may wait for this one to end

@@ -63,6 +63,7 @@ FLOORS = {
         "callbacks",
         "outbox",
         "pings",
+        "delivery",
         "subscription",
         "registry",
         "requests",

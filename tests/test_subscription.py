@@ -673,7 +673,7 @@ def test_a_greenlet_killed_before_it_began(conn: gnats.Connection, subject: str)
 
     def push_and_kill(msg: gnats.Msg) -> None:
         push(msg)
-        for greenlet in list(conn._subscriptions.delivering):
+        for greenlet in list(conn._subscriptions.delivery.greenlets):
             greenlet.kill(block=False)
 
     conn._subscriptions.by_sid[sub.sid] = type("Sink", (), {"push": staticmethod(push_and_kill)})()
@@ -682,6 +682,64 @@ def test_a_greenlet_killed_before_it_began(conn: gnats.Connection, subject: str)
     conn._subscriptions.by_sid[sub.sid] = sub
     conn.publish(subject, b"1")
     wait_until(lambda: got == [b"0", b"1"], 2)
+
+
+def test_one_greenlet_serves_many_whose_handlers_do_not_wait(
+    conn: gnats.Connection, subject: str
+) -> None:
+    seen: list[object] = []
+    for number in range(500):
+        conn.subscribe(f"{subject}.{number}", cb=lambda _: seen.append(gevent.getcurrent()))
+    assert conn.flush(5)
+    for number in range(500):
+        conn.publish(f"{subject}.{number}")
+    wait_until(lambda: len(seen) == 500, 5)
+    # As many as there were batches at most, and never one for each.
+    assert len(set(seen)) < 100
+
+
+def test_handlers_that_wait_do_not_wait_for_each_other(
+    conn: gnats.Connection, subject: str
+) -> None:
+    """Each has a greenlet for itself as soon as it waits, also in a batch of many."""
+    entered: list[int] = []
+    go = Event()
+
+    def handler(number: int) -> None:
+        entered.append(number)
+        if number % 3:
+            assert go.wait(10)
+
+    for number in range(200):
+        conn.subscribe(f"{subject}.{number}", cb=lambda _, number=number: handler(number))
+    assert conn.flush(5)
+    for _ in range(2):
+        for number in range(200):
+            conn.publish(f"{subject}.{number}")
+    # Both messages of those that do not wait, the first of the others.
+    wait_until(lambda: len(entered) == 2 * 67 + 133, 5)
+    go.set()
+    wait_until(lambda: len(entered) == 400, 5)
+    wait_until(lambda: not conn._subscriptions.delivery.greenlets, 5)
+
+
+def test_a_killed_handler_takes_no_other_subscription_with_it(
+    conn: gnats.Connection, subject: str
+) -> None:
+    got: list[int] = []
+
+    def suicidal(_: gnats.Msg) -> None:
+        raise gevent.GreenletExit
+
+    for number in range(100):
+        cb = suicidal if number % 10 == 0 else lambda _, number=number: got.append(number)
+        conn.subscribe(f"{subject}.{number}", cb=cb)
+    assert conn.flush(5)
+    for number in range(100):
+        conn.publish(f"{subject}.{number}")
+    wait_until(lambda: len(got) == 90, 5)
+    wait_until(lambda: not conn._subscriptions.delivery.greenlets, 5)
+    assert not conn._subscriptions.unhandled
 
 
 def test_a_handler_that_uses_the_connection(conn: gnats.Connection, subject: str) -> None:

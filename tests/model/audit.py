@@ -203,7 +203,7 @@ def waiters(conn: gnats.Connection) -> dict[str, int]:
         "awaited statuses": len(conn._reconnector._awaited),
         "status line": len(conn._reconnector.status_changed._parks),
         "subscriptions": len(conn._subscriptions.by_sid),
-        "delivery greenlets": len(conn._subscriptions.delivering),
+        "delivery greenlets": len(conn._subscriptions.delivery.greenlets),
         "callbacks": len(conn._callbacks._calls),
         "sessions": int(conn._reconnector.session is not None),
     }
