@@ -444,3 +444,30 @@ def test_new_inbox(connect: Any) -> None:
 def test_a_bad_inbox_prefix(prefix: Any) -> None:
     with pytest.raises(errors.OptionError, match="inbox_prefix"):
         gnats.Connection(inbox_prefix=prefix)
+
+
+@pytest.mark.parametrize("where", ["greenlet", "hub"])
+def test_a_lone_publish_leaves_in_the_next_turn_of_the_loop(
+    conn: gnats.Connection, subject: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are for the busy: nothing is held back in the hope that more will come."""
+    session = conn._reconnector.session
+    assert session is not None
+    transport, sent = session._opened.transport, []
+    send = transport.send
+
+    def record(data: memoryview) -> int:
+        sent.append(bytes(data))
+        return send(data)
+
+    monkeypatch.setattr(transport, "send", record)
+    wait_until(lambda: conn._buffer.wake is not None)  # the flusher has nothing to do
+    sent.clear()
+    if where == "hub":
+        gevent.get_hub().loop.run_callback(conn.publish, subject, b"alone")
+        gevent.sleep(0)
+    else:
+        conn.publish(subject, b"alone")
+    assert sent == []  # the caller's greenlet never touches the socket
+    gevent.sleep(0)
+    assert b"".join(sent).startswith(b"PUB %b 5\r\nalone\r\n" % subject.encode())
