@@ -114,7 +114,7 @@ cdef class Publisher:
         raise NotImplementedError
 
     def _move_in(self, home):
-        """The calling thread is its own from now on. *home* serves the other twin."""
+        """The calling thread is its own from now on; *home*: a new thread-local."""
         self._thread = this_thread()
         self._heads = {}
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import array
+import sys
 from typing import Any
 
 import pytest
 
 from gnats.errors import Error, ProtocolError
-from gnats.message import Msg
+from gnats.message import Msg, PureMsg
 from gnats.payload import to_bytes
 
 pytestmark = pytest.mark.sansio
+
+
+@pytest.fixture(autouse=True, params=[PureMsg, Msg], ids=["pure", "used"])
+def _twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test, on each twin."""
+    monkeypatch.setattr(sys.modules[__name__], "Msg", request.param)
 
 
 def plain(data: bytes = b"", reply: str = "") -> Msg:
