@@ -12,7 +12,7 @@ import gnats
 
 __all__ = ["describe"]
 
-_PACKAGES = ("gevent", "greenlet", "nats-py")
+_PACKAGES = ("gevent", "greenlet", "nats-py", "uvloop", "natsrpy", "nats-python")
 
 
 def describe() -> dict[str, str]:
@@ -21,7 +21,7 @@ def describe() -> dict[str, str]:
         "machine": f"{_processor()}, {os.cpu_count()} cores, load {_load()}",
         "system": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "gnats": gnats.__version__,
+        "gnats": f"{gnats.__version__}, {'compiled' if gnats.compiled else 'pure'}",
     }
     for package in _PACKAGES:
         facts[package] = _version(package)

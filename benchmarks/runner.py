@@ -20,6 +20,7 @@ import trustme
 from gevent.subprocess import PIPE, Popen
 
 from benchmarks.cases import Case
+from benchmarks.peers import Client, environ_of
 from benchmarks.wire import CA_FILE
 from gnats.testing import NatsServer, free_port
 
@@ -27,6 +28,8 @@ __all__ = ["Outcome", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "bench.subject"
+#: The works of which slow clients do a part, see ``Client.share``.
+SHARED = ("publish", "receive", "both", "concurrent")
 #: Seconds that one measurement may take, start of the process included.
 PATIENCE = 120.0
 
@@ -36,28 +39,27 @@ class ProgramError(RuntimeError):
 
 
 class Program:
-    """One of our modules as a process; it talks in lines."""
+    """A process; it talks in lines."""
 
-    def __init__(self, module: str, *args: str) -> None:
-        self._module = module
+    def __init__(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+        self._name = name
         self._process = Popen(
-            [sys.executable, "-m", module, *args],
-            stdin=PIPE,
-            stdout=PIPE,
-            cwd=ROOT,
-            universal_newlines=True,
+            command, stdin=PIPE, stdout=PIPE, cwd=ROOT, env=environ, universal_newlines=True
         )
 
     def read(self) -> str:
         """The next line. Switches. Raises ProgramError at the end."""
         line: str = self._process.stdout.readline()
         if not line:
-            raise ProgramError(f"{self._module} ended without a result, see above")
+            raise ProgramError(f"{self._name} ended without a result, see above")
         return line.strip()
 
     def write(self, line: str) -> None:
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError as exc:
+            raise ProgramError(f"{self._name} has ended, see above") from exc
 
     def finish(self) -> None:
         """Wait until it ends by itself. Switches."""
@@ -68,8 +70,11 @@ class Program:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        for end in (self._process.stdin, self._process.stdout):
+            try:
+                end.close()
+            except OSError:
+                pass  # what was to be written to it
 
 
 class Outcome(NamedTuple):
@@ -82,7 +87,7 @@ class Outcome(NamedTuple):
 
 def run(
     cases: Sequence[Case],
-    clients: dict[str, str],
+    clients: dict[str, Client],
     rounds: int,
     scale: float,
     progress: Callable[[str], None],
@@ -113,7 +118,8 @@ def run(
             for case in cases:
                 for name in _turned(list(results[case.name]), number):
                     progress(f"round {number + 1}/{rounds}: {case.name}, {name}")
-                    count = max(1, int(case.count * scale))
+                    share = clients[name].share if case.work in SHARED else 1.0
+                    count = max(1, int(case.count * scale * share))
                     try:
                         result = _measure(case, clients[name], count, helpers)
                     except ProgramError as exc:
@@ -134,20 +140,29 @@ class Helpers(NamedTuple):
 
 def _started(stack: ExitStack, module: str, *args: str) -> tuple[Program, str]:
     """The program, and the line with which it said that it is ready."""
-    program = stack.enter_context(closing(Program(module, *args)))
+    command = [sys.executable, "-m", module, *args]
+    program = stack.enter_context(closing(Program(module, command, dict(os.environ))))
     with _bound(f"{module} is not ready"):
         return program, program.read()
 
 
-def _measure(case: Case, module: str, count: int, helpers: Helpers) -> dict[str, Any]:
+def _measure(case: Case, client: Client, count: int, helpers: Helpers) -> dict[str, Any]:
+    # Each its own: what is left of one measurement must not reach the next.
     subject = SUBJECT + (".answered" if case.answered else f".{case.name}")
-    url = helpers.urls["gate" if case.cut else case.over]
-    with closing(Program(module, case.name, url, subject, str(count))) as program:
+    flood = {"subject": subject, "count": count, "size": case.size, "headers": case.headers}
+    flood["subjects"] = case.subjects
+    job = {**flood, "work": case.work, "url": helpers.urls["gate" if case.cut else case.over]}
+    job.update({"subscriptions": case.subscriptions, "requesters": case.requesters})
+    command = [*client.command, json.dumps(job)]
+    if case.work == "import":
+        command = [sys.executable, "-m", "benchmarks.clients.importing"]
+        command += [client.package, str(count)]
+    with closing(Program(client.module, command, environ_of(client))) as program:
         with _bound(f"no result within {PATIENCE:g} s"):
             times: dict[str, float] = {}
             if case.fed:
                 program.read()
-                helpers.feeders[case.over].write(f"{subject} {count}")
+                helpers.feeders[case.over].write(json.dumps(flood))
                 helpers.feeders[case.over].read()
             if case.cut:
                 times = _outage(program, helpers.gate)

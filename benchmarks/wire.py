@@ -11,11 +11,16 @@ import socket
 import ssl
 from urllib.parse import urlsplit
 
-__all__ = ["CA_FILE", "PAYLOAD", "dial", "frames", "ping", "recv"]
+__all__ = ["CA_FILE", "HEADER", "PAYLOAD", "dial", "frames", "payload_of", "ping", "recv"]
 
 PAYLOAD = b"0123456789abcdef"
+#: The one header of messages that have headers.
+HEADER = ("Bench-Header", "value of the header")
 #: The environment's word for the file of the authority that tls:// servers are checked against.
 CA_FILE = "GNATS_BENCH_CA"
+_CONNECT = (
+    b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"lang":"raw","version":"0"}\r\n'
+)
 _TIMEOUT = 60.0  # seconds; a process whose peer is stuck ends by itself
 
 
@@ -29,7 +34,7 @@ def dial(url: str) -> socket.socket:
     if parts.scheme == "tls":
         context = ssl.create_default_context(cafile=os.environ[CA_FILE])
         sock = context.wrap_socket(sock, server_hostname=parts.hostname)
-    sock.sendall(b'CONNECT {"verbose":false,"pedantic":false,"lang":"raw","version":"0"}\r\n')
+    sock.sendall(_CONNECT)
     ping(sock)
     return sock
 
@@ -53,6 +58,23 @@ def ping(sock: socket.socket) -> None:
         sock.sendall(b"PONG\r\n")
 
 
-def frames(subject: str, count: int) -> bytes:
-    """*count* equal PUB frames."""
-    return b"PUB %b %d\r\n%b\r\n" % (subject.encode(), len(PAYLOAD), PAYLOAD) * count
+def payload_of(size: int) -> bytes:
+    """So many bytes, the same for everyone."""
+    return (PAYLOAD * (size // len(PAYLOAD) + 1))[:size]
+
+
+def frames(
+    subject: str, count: int, size: int = len(PAYLOAD), headers: bool = False, subjects: int = 1
+) -> bytes:
+    """*count* PUB frames, or HPUB with a header; with several *subjects* to each in turn."""
+    payload = payload_of(size)
+    block = b"NATS/1.0\r\n%b: %b\r\n\r\n" % (HEADER[0].encode(), HEADER[1].encode())
+    sizes = b"%d %d" % (len(block), len(block) + size) if headers else b"%d" % size
+    verb, body = (b"HPUB", block + payload) if headers else (b"PUB", payload)
+
+    def frame(name: str) -> bytes:
+        return b"%b %b %b\r\n%b\r\n" % (verb, name.encode(), sizes, body)
+
+    if subjects == 1:
+        return frame(subject) * count
+    return b"".join(frame(f"{subject}.{number % subjects}") for number in range(count))

@@ -44,6 +44,8 @@ class Headers(MutableMapping[str, str]):
             self.status, self.description = source.status, source.description
             self.received = source.received
             return
+        if source.__class__ is tuple and not source:
+            return  # as they are received: nothing to check
         for name, value in _pairs(source):
             for one in [value] if isinstance(value, str) else _several(name, value):
                 self.add(name, one)
@@ -138,6 +140,8 @@ def _shown(name: object) -> str:
 
 def encode_headers(source: HeaderSource) -> bytes:
     """The wire form: version line, one line per value, an empty line. Raises HeaderError."""
+    if source.__class__ is dict and (block := _encode_plain(source)) is not None:
+        return block
     headers = source if isinstance(source, Headers) else Headers(source)
     if headers.received:
         # A peer's headers are read generously; what we send on is held to the rules.
@@ -151,6 +155,22 @@ def encode_headers(source: HeaderSource) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
+def _encode_plain(source: dict[str, str]) -> bytes | None:
+    """The wire form of the usual, one str for each name: a third of the way through Headers. None
+    for everything else, and for what is to be refused."""
+    text = "NATS/1.0\r\n"
+    for name, value in source.items():
+        if name.__class__ is not str or value.__class__ is not str:
+            return None
+        if not _NAME.match(name) or _VALUE_FORBIDDEN.search(value):
+            return None
+        text += f"{name}: {value}\r\n"
+    try:
+        return (text + "\r\n").encode()
+    except UnicodeEncodeError:
+        return None
+
+
 def decode_headers(block: bytes) -> Headers:
     """Read a header block. Raises ProtocolError when it is none.
 
@@ -160,16 +180,23 @@ def decode_headers(block: bytes) -> Headers:
     if not block.startswith(VERSION):
         raise ProtocolError(f"a header block starts with {block[:20]!r}, not with NATS/1.0")
     first, *lines = block.decode("utf-8", "surrogateescape").split("\r\n")
-    rest = first[len(VERSION) :]
-    if rest and rest[0] not in " \t":
-        raise ProtocolError(f"a header block starts with {block[:20]!r}, not with NATS/1.0")
     headers = Headers()
     headers.received = True
-    _read_status(headers, rest.strip(" \t"))
+    rest = first[len(VERSION) :]
+    if rest:
+        if rest[0] not in " \t":
+            raise ProtocolError(f"a header block starts with {block[:20]!r}, not with NATS/1.0")
+        _read_status(headers, rest.strip(" \t"))
+    values = headers._values
     for line in lines:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers._values.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
+        if line:
+            name, colon, value = line.partition(":")
+            if colon:
+                name, value = name.strip(" \t"), value.strip(" \t")
+                if name in values:
+                    values[name].append(value)
+                else:
+                    values[name] = [value]
     return headers
 
 

@@ -1,8 +1,9 @@
 """What the runner and a client say to each other: arguments in, lines of JSON out.
 
-A client is run as ``python -m benchmarks.clients.NAME CASE URL SUBJECT COUNT``. A case that needs
-to be fed says ``{"ready": true}`` first. The last line is the result: ``seconds`` and ``count``
-give the rate, ``latencies`` and ``cpu`` (seconds of this process) come where they mean something.
+A client is run as ``python -m benchmarks.clients.NAME JOB``; JOB is the JSON of a ``Job``. One that
+needs to be fed says ``{"ready": true}`` first. The last line is the result: ``seconds`` and
+``count`` give the rate, ``latencies`` and ``cpu`` (seconds of this process) come where they mean
+something.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.wire import payload_of
+
 # Requests under load may take long on a busy machine; a lost one must not hang the run.
 REQUEST_TIMEOUT = 10.0
-CONCURRENT = 100
 # Seconds between two attempts, the same for all, so that they differ in what they do then.
 RECONNECT_WAIT = 0.01
 # Part of the count that goes first and is not measured: caches, the inbox, the specialising
@@ -24,21 +26,38 @@ WARM_UP = 0.05
 
 
 class Job(NamedTuple):
-    """One measurement: which, where, how much."""
+    """One measurement: what, where, how much."""
 
-    case: str
+    work: str
     url: str
     subject: str
     count: int
+    size: int = 16  # bytes of a payload
+    headers: bool = False
+    subjects: int = 1  # that messages are spread over: subject.0, subject.1, ...
+    subscriptions: int = 1
+    requesters: int = 1
 
     @property
     def warm_up(self) -> int:
-        return max(CONCURRENT, int(self.count * WARM_UP))
+        return max(self.requesters, 100 if self.size < 10_000 else 1, int(self.count * WARM_UP))
+
+    @property
+    def payload(self) -> bytes:
+        return payload_of(self.size)
+
+    def subscribed(self) -> list[str]:
+        """The subjects to subscribe to: those that messages come for, and idle ones beside."""
+        own = [self.subject]
+        if self.subjects > 1:
+            own = [f"{self.subject}.{number}" for number in range(self.subjects)]
+        idle = range(self.subscriptions - len(own))
+        return own + [f"{self.subject}.idle.{number}" for number in idle]
 
 
 def job(argv: Sequence[str] | None = None) -> Job:
-    case, url, subject, count = sys.argv[1:] if argv is None else argv
-    return Job(case, url, subject, int(count))
+    (text,) = sys.argv[1:] if argv is None else argv
+    return Job(**json.loads(text))
 
 
 def say(**fields: Any) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -14,7 +15,6 @@ from gevent.event import AsyncResult, Event
 
 import gnats
 from benchmarks.clients.contract import (
-    CONCURRENT,
     RECONNECT_WAIT,
     REQUEST_TIMEOUT,
     Job,
@@ -24,7 +24,7 @@ from benchmarks.clients.contract import (
     resident,
     say,
 )
-from benchmarks.wire import CA_FILE, PAYLOAD
+from benchmarks.wire import CA_FILE, HEADER
 
 _PATIENCE = 60.0  # seconds for any one wait
 RECONNECT: dict[str, Any] = {
@@ -35,20 +35,39 @@ RECONNECT: dict[str, Any] = {
 
 
 def publish(conn: gnats.Connection, task: Job) -> dict[str, Any]:
-    for _ in range(task.warm_up):
-        conn.publish(task.subject, PAYLOAD)
+    payload, headers = task.payload, dict([HEADER]) if task.headers else None
+
+    def send(count: int) -> None:
+        if headers is None:
+            for _ in range(count):
+                conn.publish(task.subject, payload)
+        else:
+            for _ in range(count):
+                conn.publish(task.subject, payload, headers=headers)
+
+    send(task.warm_up)
     conn.flush()
     watch = Stopwatch()
-    for _ in range(task.count):
-        conn.publish(task.subject, PAYLOAD)
+    send(task.count)
     conn.flush(_PATIENCE)
     return watch.result(task.count)
 
 
 def receive(conn: gnats.Connection, task: Job) -> dict[str, Any]:
+    on_message, finished = counter(task)
+    for subject in task.subscribed():
+        conn.subscribe(subject, cb=on_message)
+    conn.flush(_PATIENCE)
+    say(ready=True)
+    return finished.get(timeout=_PATIENCE)
+
+
+def counter(task: Job) -> tuple[Callable[[gnats.Msg], None], AsyncResult[dict[str, float]]]:
+    """A callback, and the result once it has been called for the last message."""
     received = 0
     finished: AsyncResult[dict[str, float]] = AsyncResult()
     watch = Stopwatch()
+    name = HEADER[0]
 
     def on_message(_: gnats.Msg) -> None:
         nonlocal received
@@ -58,37 +77,52 @@ def receive(conn: gnats.Connection, task: Job) -> dict[str, Any]:
         if received == task.count:
             finished.set(watch.result(task.count - 1))
 
+    def on_headers(msg: gnats.Msg) -> None:
+        assert msg.headers is not None
+        _ = msg.headers[name]
+        on_message(msg)
+
+    return on_headers if task.headers else on_message, finished
+
+
+def both(conn: gnats.Connection, task: Job) -> dict[str, Any]:
+    on_message, finished = counter(task)
     conn.subscribe(task.subject, cb=on_message)
     conn.flush()
-    say(ready=True)
-    return finished.get(timeout=_PATIENCE)
+    watch, payload = Stopwatch(), task.payload
+    for _ in range(task.count):
+        conn.publish(task.subject, payload)
+    finished.get(timeout=_PATIENCE)
+    return watch.result(task.count)
 
 
 def serial(conn: gnats.Connection, task: Job) -> dict[str, Any]:
-    clock, times = time.perf_counter, []
+    clock, times, payload = time.perf_counter, [], task.payload
     for _ in range(task.warm_up):
-        conn.request(task.subject, PAYLOAD, timeout=REQUEST_TIMEOUT)
+        conn.request(task.subject, payload, timeout=REQUEST_TIMEOUT)
     watch = Stopwatch()
     for _ in range(task.count):
         began = clock()
-        conn.request(task.subject, PAYLOAD, timeout=REQUEST_TIMEOUT)
+        conn.request(task.subject, payload, timeout=REQUEST_TIMEOUT)
         times.append(clock() - began)
     return {**watch.result(task.count), **latencies(times)}
 
 
 def concurrent(conn: gnats.Connection, task: Job) -> dict[str, Any]:
+    payload, greenlets = task.payload, task.requesters
+
     def requester(requests: int) -> None:
         for _ in range(requests):
-            conn.request(task.subject, PAYLOAD, timeout=REQUEST_TIMEOUT)
+            conn.request(task.subject, payload, timeout=REQUEST_TIMEOUT)
 
     def all_at_once(each: int) -> None:
-        gevent.joinall([gevent.spawn(requester, each) for _ in range(CONCURRENT)], raise_error=True)
+        gevent.joinall([gevent.spawn(requester, each) for _ in range(greenlets)], raise_error=True)
 
-    each = max(1, task.count // CONCURRENT)
-    all_at_once(max(1, task.warm_up // CONCURRENT))
+    each = max(1, task.count // greenlets)
+    all_at_once(max(1, task.warm_up // greenlets))
     watch = Stopwatch()
     all_at_once(each)
-    return watch.result(each * CONCURRENT)
+    return watch.result(each * greenlets)
 
 
 def memory(conn: gnats.Connection, task: Job) -> dict[str, Any]:
@@ -132,7 +166,7 @@ def outage(conn: gnats.Connection, task: Job, full: bool) -> dict[str, Any]:
     kept = 0
     try:
         while kept == 0 or full:
-            conn.publish(task.subject, PAYLOAD)
+            conn.publish(task.subject, task.payload)
             kept += 1
     except gnats.errors.OutboundBufferLimitError:
         pass
@@ -142,6 +176,16 @@ def outage(conn: gnats.Connection, task: Job, full: bool) -> dict[str, Any]:
     conn.flush(_PATIENCE)
     confirmed = time.monotonic()
     return {"back": RETURNED.get(timeout=_PATIENCE), "confirmed": confirmed, "count": kept}
+
+
+def connect(_conn: gnats.Connection, task: Job) -> dict[str, Any]:
+    """How long it takes until a new connection can be used, one after the other."""
+    times = []
+    for _ in range(task.count):
+        began = time.perf_counter()
+        with gnats.connect(task.url):
+            times.append(time.perf_counter() - began)
+    return {"count": task.count, **latencies(times)}
 
 
 def subscribe_many(conn: gnats.Connection, task: Job, group: str, count: int) -> None:
@@ -155,22 +199,17 @@ def ignore(_: gnats.Msg) -> None:
     """Never called: the subscriptions are idle."""
 
 
-CASES = {
+WORKS: dict[str, Callable[[gnats.Connection, Job], dict[str, Any]]] = {
     "publish": publish,
     "receive": receive,
+    "both": both,
     "serial": serial,
     "concurrent": concurrent,
     "memory": memory,
-    "kept": publish,
-    "publish-tls": publish,
-    "receive-tls": receive,
-    "publish-ws": publish,
-    "receive-ws": receive,
+    "connect": connect,
     "restore": restore,
-    "return-1": lambda conn, task: outage(conn, task, full=False),
-    "return-1000": lambda conn, task: outage(conn, task, full=False),
-    "return-20000": lambda conn, task: outage(conn, task, full=False),
-    "return-full": lambda conn, task: outage(conn, task, full=True),
+    "outage": lambda conn, task: outage(conn, task, full=False),
+    "outage-full": lambda conn, task: outage(conn, task, full=True),
 }
 
 #: When reconnected_cb was called.
@@ -184,7 +223,7 @@ def main(**options: Any) -> None:
     if task.url.startswith("tls:"):
         options["tls"] = gnats.TLSOptions(ca=os.environ[CA_FILE])
     with gnats.connect(task.url, **RECONNECT, **options) as conn:
-        say(**CASES[task.case](conn, task))
+        say(**WORKS[task.work](conn, task))
 
 
 if __name__ == "__main__":

@@ -6,34 +6,40 @@ import time
 from typing import Any
 
 from benchmarks.clients.contract import Job, Stopwatch, job, latencies, say
-from benchmarks.wire import PAYLOAD, dial, frames, ping, recv
+from benchmarks.wire import dial, frames, payload_of, ping, recv
 
-_BLOCK = 2000  # frames per send
+_BLOCK = 70_000  # bytes per send, about
 _INBOX = "bench.inbox"
 
 
 def publish(task: Job) -> dict[str, Any]:
     sock = dial(task.url)
-    block = frames(task.subject, _BLOCK)
+    each = max(1, _BLOCK // (task.size + 60))
+    block = frames(task.subject, each, task.size)
     watch = Stopwatch()
-    for _ in range(task.count // _BLOCK):
+    for _ in range(task.count // each):
         sock.sendall(block)
-    sock.sendall(frames(task.subject, task.count % _BLOCK))
+    sock.sendall(frames(task.subject, task.count % each, task.size))
     ping(sock)
     return watch.result(task.count)
 
 
 def receive(task: Job) -> dict[str, Any]:
-    """Count bytes only: every message has the same length."""
+    """Count bytes only: how many there will be is known."""
     sock = dial(task.url)
-    sock.sendall(b"SUB %b 1\r\n" % task.subject.encode())
+    names = task.subscribed()
+    for first in range(0, len(names), 1000):
+        some = enumerate(names[first : first + 1000], first + 1)
+        sock.sendall(b"".join(b"SUB %b %d\r\n" % (name.encode(), sid) for sid, name in some))
     ping(sock)
-    size = len(_message(task.subject, 1))
+    lengths = [len(_message(name, sid, task.size)) for sid, name in enumerate(names, 1)]
+    rounds, rest = divmod(task.count, task.subjects)
+    expected = rounds * sum(lengths[: task.subjects]) + sum(lengths[:rest])
     say(ready=True)
     received = len(recv(sock))
     watch = Stopwatch()
     # A server that pings meanwhile makes it a message short at worst.
-    while received < task.count * size:
+    while received < expected:
         received += len(recv(sock))
     return watch.result(task.count - 1)
 
@@ -45,10 +51,10 @@ def serial(task: Job) -> dict[str, Any]:
     request = b"PUB %b %b %d\r\n%b\r\n" % (
         task.subject.encode(),
         _INBOX.encode(),
-        len(PAYLOAD),
-        PAYLOAD,
+        task.size,
+        task.payload,
     )
-    whole = len(_message(_INBOX, 1))
+    whole = len(_message(_INBOX, 1, task.size))
 
     def ask() -> None:
         sock.sendall(request)
@@ -67,16 +73,26 @@ def serial(task: Job) -> dict[str, Any]:
     return {**watch.result(task.count), **latencies(times)}
 
 
-def _message(subject: str, sid: int) -> bytes:
-    return b"MSG %b %d %d\r\n%b\r\n" % (subject.encode(), sid, len(PAYLOAD), PAYLOAD)
+def connect(task: Job) -> dict[str, Any]:
+    times = []
+    for _ in range(task.count):
+        began = time.perf_counter()
+        sock = dial(task.url)
+        times.append(time.perf_counter() - began)
+        sock.close()
+    return {"count": task.count, **latencies(times)}
 
 
-CASES = {"publish": publish, "receive": receive, "serial": serial}
+def _message(subject: str, sid: int, size: int) -> bytes:
+    return b"MSG %b %d %d\r\n%b\r\n" % (subject.encode(), sid, size, payload_of(size))
+
+
+WORKS = {"publish": publish, "receive": receive, "serial": serial, "connect": connect}
 
 
 def main() -> None:
     task = job()
-    say(**CASES[task.case](task))
+    say(**WORKS[task.work](task))
 
 
 if __name__ == "__main__":
