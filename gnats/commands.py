@@ -12,6 +12,10 @@ CRLF = b"\r\n"
 PING = b"PING\r\n"
 PONG = b"PONG\r\n"
 
+#: The largest number of messages behind which a server ends a subscription: it reads nine digits,
+#: and takes a longer number for an order to end it now.
+LARGEST_LIMIT = 999_999_999
+
 _MESSAGE_STARTS = (b"PUB ", b"HPUB ")
 
 

@@ -41,7 +41,7 @@ from .mailbox import Handler
 from .message import Msg
 from .metrics import Observer
 from .nuid import NUID
-from .options import ConnectionOptions, from_fields
+from .options import LARGEST, ConnectionOptions, from_fields
 from .outbox import Outbox
 from .payload import Payload, to_bytes
 from .pool import ServerPool
@@ -351,7 +351,7 @@ class Connection(Publisher):
         bytes_limit = (
             options.pending_bytes_limit if pending_bytes_limit is None else pending_bytes_limit
         )
-        _check_count("max_msgs", max_msgs, 0)
+        _check_count("max_msgs", max_msgs, 0, commands.LARGEST_LIMIT)
         _check_count("concurrency", concurrency, 1)
         _check_count("pending_msgs_limit", msgs_limit, 1)
         _check_count("pending_bytes_limit", bytes_limit, 1)
@@ -858,6 +858,6 @@ def _checked(urls: list[ServerURL]) -> list[ServerURL]:
     return urls
 
 
-def _check_count(name: str, value: object, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise OptionError(name, f"an int of {at_least} or more is needed, not {value!r}")
+def _check_count(name: str, value: object, at_least: int, at_most: int = LARGEST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+        raise OptionError(name, f"an int of {at_least} to {at_most} is needed, not {value!r}")

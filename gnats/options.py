@@ -19,6 +19,9 @@ from .metrics import Observer
 from .subjects import encode_subject
 from .url import Servers, ServerURL, parse_servers
 
+#: The largest count, or number of bytes: sums of two fit 64 bits, which the compiled parts have.
+LARGEST = 2**62
+
 Secret = Union[str, Callable[[], str], None]
 Path = Union[str, "os.PathLike[str]"]
 #: A .creds file, its text, or (file of the JWT, file of the seed).
@@ -333,8 +336,8 @@ def _int(options: object, *names: str, at_least: int) -> None:
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, int):
             raise OptionTypeError(name, f"an int is needed, not {type(value).__name__}")
-        if value < at_least:
-            raise OptionError(name, f"it must be {at_least} or more, not {value}")
+        if not at_least <= value <= LARGEST:
+            raise OptionError(name, f"it must be {at_least} to {LARGEST}, not {value}")
 
 
 def _seconds(options: object, *names: str, optional: bool = False, positive: bool = False) -> None:

@@ -42,6 +42,9 @@ Around = Callable[[Msg, Callable[[], Any]], Any]
 _CAUGHT = (Exception, gevent.Timeout)
 
 
+_MOST = commands.LARGEST_LIMIT
+
+
 def enclose(cb: Handler | None, around: Around | None) -> Handler | None:
     """A handler that calls *around*, which calls *cb*."""
     if cb is None or around is None:
@@ -248,9 +251,9 @@ class Subscription(Mailbox):
         """
         self._host.check_thread("unsubscribe")
         self._check_live()
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= _MOST:
             raise BadSubscriptionError(
-                self.subject, f"unsubscribe: limit must be an int of 0 or more, not {limit!r}"
+                self.subject, f"unsubscribe: limit must be an int of 0 to {_MOST}, not {limit!r}"
             )
         if self._max_msgs and limit:
             limit = min(limit, self._max_msgs)

@@ -953,3 +953,42 @@ def test_around_that_raises_is_told_as_a_handler(
 def test_a_bad_around(conn: gnats.Connection, subject: str, around: Any) -> None:
     with pytest.raises(errors.OptionError, match=r"around.*callable"):
         conn.subscribe(subject, cb=print, around=around)
+
+
+# -- the largest numbers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("max_msgs", 999_999_999), ("pending_msgs_limit", 2**62), ("pending_bytes_limit", 2**62)],
+)
+def test_counts_that_nobody_holds_are_refused(
+    conn: gnats.Connection, subject: str, name: str, most: int
+) -> None:
+    got: list[bytes] = []
+    conn.subscribe(subject, cb=lambda msg: got.append(msg.data), **{name: most})
+    conn.publish(subject, b"x")
+    wait_until(lambda: got == [b"x"])
+    with pytest.raises(errors.OptionError, match=name):
+        conn.subscribe(subject, cb=print, **{name: most + 1})
+
+
+def test_a_limit_of_more_digits_than_servers_read_is_refused(
+    conn: gnats.Connection, subject: str
+) -> None:
+    """They would take it for an order to end the subscription now."""
+    sub = conn.subscribe(subject)
+    with pytest.raises(errors.BadSubscriptionError, match="limit"):
+        sub.unsubscribe(1_000_000_000)
+    sub.unsubscribe(999_999_999)
+    conn.publish(subject, b"x")
+    assert sub.next_msg(5).data == b"x"
+
+
+@pytest.mark.parametrize(
+    "name", ["reconnect_buf_size", "pending_msgs_limit", "pending_bytes_limit"]
+)
+def test_options_that_nobody_holds_are_refused(connect: Any, name: str) -> None:
+    assert connect(**{name: 2**62}, replay_unconfirmed=True).flush(5)
+    with pytest.raises(errors.OptionError, match=name):
+        gnats.Connection(**{name: 2**62 + 1})
