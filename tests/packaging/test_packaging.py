@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TWINS = sorted(path.stem for path in (ROOT / "gnats").glob("_*.pyx"))
 PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13"]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(300)]
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CC", "cc")) is None, reason="there is no compiler here"
