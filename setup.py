@@ -11,7 +11,13 @@ from setuptools import Extension, setup
 
 TWINS = ["message", "scanner", "mailbox", "intake", "inbox"]
 
-DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False}
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    # What Cython makes for pickle trusts any state that it is given; Msg has its own.
+    "auto_pickle": False,
+}
 
 
 def twins():

@@ -158,7 +158,8 @@ cdef class Inbox:
 
     def deliver(self, Msg msg not None):
         """A reply came. Never raises."""
-        cdef PyObject* found = PyDict_GetItemWithError(self._waiters, msg.subject)
+        cdef dict waiters = self._waiters
+        cdef PyObject* found = PyDict_GetItemWithError(waiters, msg.subject)
         if found is NULL:
             self.late += 1
             return
@@ -186,7 +187,8 @@ cdef class Inbox:
         cdef double now = clock(), next_at = INFINITY, after
         cdef Waiter one
         self._clear_timer()
-        for waiter in self._waiters.values():
+        # A copy: whoever is collected as garbage meanwhile closes what it has asked for.
+        for waiter in list(self._waiters.values()):
             if type(waiter) is not Waiter:
                 continue
             one = <Waiter>waiter

@@ -1,6 +1,11 @@
-"""The compiled twin of intake.Intake and intake.Publisher. What is said there holds here."""
+# cython: nonecheck=True
+"""The compiled twin of intake.Intake and intake.Publisher. What is said there holds here.
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+``_buffer`` may be None: of a Publisher made by ``__new__`` alone, or since somebody deleted it. Hence
+the check above, without which None would be read as if it were an Intake.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
@@ -37,7 +42,7 @@ cdef inline unsigned long long this_thread() noexcept:
 cdef bytes new_frame(bytes head, const char* reply, Py_ssize_t reply_size, bytes payload):
     """One PUB frame. *reply_size* 0: without a reply."""
     cdef char digits[DIGITS]
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(payload), head_size = PyBytes_GET_SIZE(head)
+    cdef Py_ssize_t size = len(payload), head_size = len(head)
     cdef Py_ssize_t first = DIGITS, rest = size
     cdef bytes frame
     cdef char* at
@@ -149,7 +154,7 @@ cdef class Publisher:
             frame, size = self._full_frame(subject, head, data, reply, headers)
         else:
             frame = new_frame(head, NULL, 0, data)
-            size = PyBytes_GET_SIZE(data)
+            size = len(data)
         self._put(frame, size, subject, None)
 
     def _ask(self, subject, payload, reply, headers, deadline):
@@ -163,10 +168,10 @@ cdef class Publisher:
             frame, size = self._full_frame(subject, head, data, reply, headers)
         else:
             wire = PyUnicode_AsUTF8AndSize(reply, &reply_size)
-            if PyBytes_GET_SIZE(head) + reply_size > LONGEST_NAME:
+            if len(head) + reply_size > LONGEST_NAME:
                 check_control_line(head, reply.encode())
             frame = new_frame(head, wire, reply_size, data)
-            size = PyBytes_GET_SIZE(data)
+            size = len(data)
         self._put(frame, size, subject, deadline)
 
     def _accept(self, bytes frame not None, Py_ssize_t size, subject, deadline):
@@ -176,7 +181,7 @@ cdef class Publisher:
 
     cdef int _put(self, bytes frame, Py_ssize_t size, object subject, object deadline) except -1:
         cdef Intake buffer = self._buffer
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(frame)
+        cdef Py_ssize_t length = len(frame)
         if size > buffer.max_payload:
             self._check_size(size, subject)
         if buffer.size + length > buffer.limit:
@@ -191,9 +196,10 @@ cdef class Publisher:
         return 0
 
     cdef bytes _known_head(self, object subject):
+        cdef dict heads = self._heads
         cdef PyObject* found
         if PyUnicode_CheckExact(subject):
-            found = PyDict_GetItemWithError(self._heads, subject)
+            found = PyDict_GetItemWithError(heads, subject)
             if found is not NULL:
                 return <bytes>found
         return self._head(subject)

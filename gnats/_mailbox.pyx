@@ -117,8 +117,9 @@ cdef class Mailbox:
         return self._bytes
 
     def pop(self):
-        """The first message; there must be one."""
-        assert self._pending() > 0
+        """The first message. Raises IndexError when there is none."""
+        if not self._pending():
+            raise IndexError("no message is queued")
         return self._pop()
 
     cdef Msg _pop(self):
@@ -187,6 +188,7 @@ cdef class Sorter:
 
     def hand_on(self, events):
         """Hand each event on. Never switches, so a kill cannot lose half a batch."""
+        cdef dict sinks = self._sinks
         cdef long long count = 0, size = 0
         cdef Msg msg
         cdef PyObject* found
@@ -197,7 +199,7 @@ cdef class Sorter:
             msg = <Msg>event
             count += 1
             size += size_of(msg)
-            found = PyDict_GetItemWithError(self._sinks, msg.sid)
+            found = PyDict_GetItemWithError(sinks, msg.sid)
             if found is NULL:
                 self.in_unknown += 1
                 continue

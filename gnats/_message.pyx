@@ -57,6 +57,10 @@ cdef class Msg:
         data = self.data if len(self.data) <= 64 else self.data[:61] + b"..."
         return f"<Msg {self.subject!r}{reply}{headers} data={data!r} ({len(self.data)} bytes)>"
 
+    def __reduce__(self):
+        fields = self.subject, self.sid, self.reply, self.block, self.data
+        return type(self), fields, (None, {"sub": self.sub})
+
     def _shown_headers(self):
         try:
             return f"{self.headers!r:.200}"  # a peer may have sent a megabyte of them

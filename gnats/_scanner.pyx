@@ -18,8 +18,9 @@ from ._message cimport new_msg
 cdef enum:
     # Bytes of "subject sid" that are remembered.
     KEPT = 256
-    # Digits of a number that fits 64 bits, whatever they are.
-    DIGITS = 18
+
+# Digits of a number that fits a Py_ssize_t, whatever they are.
+cdef Py_ssize_t DIGITS = 18 if sizeof(Py_ssize_t) == 8 else 9
 
 
 cdef struct Line:
@@ -77,6 +78,8 @@ cdef class Scanner:
         cdef Py_ssize_t start, body, end
         cdef object block, reply
         cdef Line line
+        if position < 0:
+            raise ValueError(f"position: 0 or more is needed, not {position}")
         while position < length:
             if (
                 self._read(at + position, length - position, &line)
@@ -100,9 +103,9 @@ cdef class Scanner:
                 start = end + 2
                 self._known_length = 0
                 self._subject, self._sid, reply, line.block_size, line.size = head
-            end = start + line.size
-            if end + 2 > length:
+            if line.size > length - start - 2:  # start + line.size may be no number
                 break
+            end = start + line.size
             if at[end] != 13 or at[end + 1] != 10:
                 raise ProtocolError(
                     f"a message is longer than it announced: {data[position : start - 2][:80]!r}"
@@ -186,10 +189,10 @@ cdef class Scanner:
         sid = number(at, subject_end + 1, sid_end)
         if sid < 0:
             return 0
+        self._known_length = 0
         self._subject = PyUnicode_DecodeASCII(at + place, subject_end - place, NULL)
         self._sid = sid
         known = sid_end - place
-        self._known_length = 0
         if known <= KEPT:
             memcpy(self._known, at + place, known)
             self._known_length = known

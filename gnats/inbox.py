@@ -170,7 +170,8 @@ class Inbox:
         """In the hub: somebody's time may be over."""
         self._clear_timer()
         now, next_at = monotonic(), inf
-        for waiter in self._waiters.values():
+        # A copy: whoever is collected as garbage meanwhile closes what it has asked for.
+        for waiter in list(self._waiters.values()):
             at = waiter.at if isinstance(waiter, Waiter) else None
             if at is None:
                 continue

@@ -138,9 +138,10 @@ class Mailbox:
         return self._bytes
 
     def pop(self) -> Msg:
-        """The first message; there must be one."""
+        """The first message. Raises IndexError when there is none."""
         queue = self._queue
-        assert queue is not None
+        if not queue:
+            raise IndexError("no message is queued")
         msg = queue.popleft()
         msg.sub = self  # type: ignore[assignment]
         self._bytes -= len(msg.data)

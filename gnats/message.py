@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import twin
 from .errors import Error, ProtocolError
@@ -79,6 +79,10 @@ class Msg:
         headers = f" headers={self._shown_headers()}" if self.block is not None else ""
         data = self.data if len(self.data) <= 64 else self.data[:61] + b"..."
         return f"<Msg {self.subject!r}{reply}{headers} data={data!r} ({len(self.data)} bytes)>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = self.subject, self.sid, self.reply, self.block, self.data
+        return type(self), fields, (None, {"sub": self.sub})
 
     def _shown_headers(self) -> str:
         try:

@@ -34,6 +34,8 @@ class Scanner:
         where the first frame begins that is not complete. Raises ProtocolError, and *events* has
         those in front of the fault.
         """
+        if position < 0:
+            raise ValueError(f"position: 0 or more is needed, not {position}")
         length = len(data)
         lines, find, append = self._lines, data.find, events.append
         while position < length:

@@ -1,9 +1,9 @@
 """Which twin of the hot path runs: the compiled one where it was built, or the pure one.
 
-``message``, ``scanner``, ``mailbox`` and ``intake`` are written twice: in Python, which is the
-reference and runs everywhere, and in Cython, in the file of the same name with an underscore. Both
-have the same names, results and errors; the same tests run on both. ``GNATS_PURE_PYTHON=1`` in the
-environment, read once, at import, selects the pure ones.
+``message``, ``scanner``, ``mailbox``, ``intake`` and ``inbox`` are written twice: in Python, which
+is the reference and runs everywhere, and in Cython, in the file of the same name with an
+underscore. Both have the same names, results and errors; the same tests run on both.
+``GNATS_PURE_PYTHON=1`` in the environment, read once, at import, selects the pure ones.
 """
 
 from __future__ import annotations

@@ -240,6 +240,34 @@ def test_one_timer_for_all(desk: Desk) -> None:
     assert desk.timers.started == 3
 
 
+def test_who_closes_a_request_while_deadlines_are_looked_at(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what is collected as garbage does. The others are woken all the same."""
+    first, second, third = waiters = [desk.inbox.ask("s", seconds) for seconds in (0, 0, 50.0)]
+    run_callback = Switch._run_callback
+
+    def closes(self: Switch, *args: Any) -> None:
+        desk.inbox.close(second.to)
+        desk.inbox.open(object())
+        run_callback(self, *args)
+
+    monkeypatch.setattr(Switch, "_run_callback", closes)
+    desk.timers.fire()
+    assert [_woken(one) for one in waiters[:2]] == [True, True]
+    assert first.expired
+    assert 40 < desk.timers.seconds <= 50
+    assert not third.expired
+
+
+def test_reply_subjects_count_on(desk: Desk) -> None:
+    collector = object()
+    for number in range(1, 70_000):
+        to = desk.inbox.open(collector)
+        assert to == f"_INBOX.1.{number:x}"
+        desk.inbox.close(to)
+
+
 def test_many_deadlines(desk: Desk, rng: random.Random) -> None:
     """Everyone is woken when the time has come, and nobody before it."""
     waiters = [desk.inbox.ask("s", rng.uniform(0.01, 0.06)) for _ in range(200)]

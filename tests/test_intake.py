@@ -213,6 +213,37 @@ def test_frames_made_elsewhere(conn: Any) -> None:
         conn._accept(b"HPUB x\r\n", 5, "s", None)
 
 
+@pytest.mark.parametrize("how", ["deleted", "none"])
+def test_a_connection_without_a_buffer(conn: Any, how: str) -> None:
+    """Nobody takes it away; if somebody did, it is told."""
+    if how == "deleted":
+        del conn._buffer
+    else:
+        conn._buffer = None
+    for call in (
+        lambda: conn.publish("s", b""),
+        lambda: conn._ask("s", b"", "r", None, None),
+        lambda: conn._accept(b"x", 1, "s", None),
+        lambda: conn._check_size(1, "s"),
+        lambda: conn._is_ready,
+    ):
+        with pytest.raises(AttributeError):
+            call()
+
+
+def test_a_frame_that_is_none(conn: Any) -> None:
+    conn._full_frame = lambda *_: (None, 1)
+    with pytest.raises(TypeError):
+        conn.publish("s", b"", "r")
+    conn._head = lambda _: None
+    with pytest.raises(TypeError):
+        conn.publish("t", b"")
+    assert conn._buffer.frames == []
+    del conn._buffer.frames
+    with pytest.raises(AttributeError):
+        conn._accept(b"x", 1, "s", None)
+
+
 def test_ready(conn: Any) -> None:
     assert conn._is_ready
     conn._buffer.limit = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -78,12 +81,27 @@ def test_in_order_and_counted(box: Any) -> None:
 
 
 def test_a_mailbox_without_messages_has_none_to_give(box: Any) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(IndexError, match="no message is queued"):
         box.pop()
     box.push(msg())
     box.pop()
-    with pytest.raises((AssertionError, IndexError)):
+    with pytest.raises(IndexError, match="no message is queued"):
         box.pop()
+    assert (box.delivered, box.pending_bytes) == (1, 0)
+
+
+@pytest.mark.parametrize("pure", ["0", "1"])
+def test_nor_has_it_any_without_assertions(pure: str) -> None:
+    program = "from gnats.mailbox import Mailbox; Mailbox(1, 1, 0).pop()"
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program],
+        env={**os.environ, "GNATS_PURE_PYTHON": pure},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    assert "IndexError: no message is queued" in done.stderr
 
 
 def test_one_start_for_each_handler_that_may_run() -> None:
@@ -345,6 +363,36 @@ def test_sinks_that_come_and_go_meanwhile(sorter: Any) -> None:
     desk.hand_on([Msg("a", sid, "", None, b"") for sid in (2, 2, 1, 5)])
     assert len(leaving.got) == 2
     assert desk.in_unknown == 2
+
+
+def test_other_sinks_count_from_the_next_batch_on(sorter: Any) -> None:
+    first, second = Sink(), Sink()
+    desk = sorter({1: first})
+    desk.on_event = lambda _: setattr(desk, "_sinks", {1: second})
+    desk.hand_on([msg(), PING, msg()])
+    assert (len(first.got), len(second.got)) == (2, 0)
+    desk.hand_on([msg()])
+    assert (len(first.got), len(second.got)) == (2, 1)
+
+
+def test_a_sink_that_fails_is_told(sorter: Any) -> None:
+    class Failing(Sink):
+        def push(self, one: Msg) -> None:
+            super().push(one)
+            raise ValueError("full")
+
+    sink = Failing()
+    desk = sorter({1: sink})
+    with pytest.raises(ValueError, match="full"):
+        desk.hand_on([msg(), msg()])
+    assert len(sink.got) == 1
+
+
+def test_a_sid_that_cannot_be_looked_up(sorter: Any) -> None:
+    desk = sorter({})
+    with pytest.raises(TypeError, match="unhashable"):
+        desk.hand_on([Msg("a", [], "", None, b"")])  # type: ignore[arg-type]
+    assert desk.in_unknown == 0
 
 
 def test_an_event_that_fails_ends_the_batch(sorter: Any) -> None:

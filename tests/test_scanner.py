@@ -27,7 +27,8 @@ BITS = [
     b"HMSG a 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", b"HMSG a 1 r 12 12\r\nNATS/1.0\r\n\r\n\r\n",
     b" ", b"  ", b"\t", b"\r", b"\n", b"\r\n", b"\x0b", b"\x0c", b"\x00", b"\x1f", b"\x7f",
     b"\x80", b"\xff", "ä".encode(), b"a", b"a.b", b"1", b"0", b"01", b"-1", b"+1", b"1_0",
-    b"9" * 18, b"9" * 19, b"9" * 20, b"1" * 300, b"x" * 300, b"hi", b"NATS/1.0\r\n\r\n",
+    b"%d" % (2**63 - 1), b"%d" % (2**63 - 40), b"9" * 18, b"9" * 19, b"9" * 20, b"1" * 300,
+    b"x" * 300, b"hi", b"NATS/1.0\r\n\r\n",
 ]  # fmt: skip
 
 
@@ -101,6 +102,19 @@ def test_a_busy_link_with_many_subjects(rng: random.Random) -> None:
         wire = b"".join(frames)
         cut = rng.randrange(len(wire))
         same([(wire[:cut], 0), (wire, 0), (wire, len(frames[0]))])
+
+
+def test_a_size_to_the_end_of_all_numbers() -> None:
+    for size in (*range(2**63 - 60, 2**63), 10**18 - 1, 10**18):
+        for wire in (b"MSG a 1 %d\r\nhi\r\n" % size, b"HMSG a 1 %d %d\r\nhi\r\n" % (size, size)):
+            same([(wire, 0), (b"x" * 3000 + wire, 3000)], 2**63 - 1)
+
+
+def test_a_place_in_front_of_all_bytes() -> None:
+    for kind in (Scanner, PureScanner):
+        for position in (-1, -14, -(10**9), -(2**63)):
+            with pytest.raises(ValueError, match="position: 0 or more is needed, not -"):
+                kind().scan(b"MSG a 1 0\r\n\r\n", position, 10, [])
 
 
 def test_what_a_scanner_refuses_to_read() -> None:

@@ -10,6 +10,7 @@ import copy
 import gc
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 import weakref
@@ -133,6 +134,55 @@ def test_a_message_can_be_copied(new_msg: Any) -> None:
         assert type(one) is new_msg
         assert (one.subject, one.sid, one.reply, one.data) == ("a.b", 7, "r", b"x")
         assert one.headers["A"] == "b"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_message_can_be_pickled(protocol: int) -> None:
+    msg = message.Msg("a.b", 7, "r", b"NATS/1.0\r\nA: b\r\n\r\n", b"x")
+    assert msg.headers == {"A": "b"}
+    one = pickle.loads(pickle.dumps(msg, protocol))
+    assert (one.subject, one.sid, one.reply, one.data) == ("a.b", 7, "r", b"x")
+    assert one.headers == {"A": "b"}
+    assert one.sub is None
+
+
+def test_a_copy_keeps_its_subscription(new_msg: Any) -> None:
+    class Sub:
+        pass
+
+    msg = new_msg("a", 1, "", None, b"")
+    msg.sub = Sub()
+    assert copy.copy(msg).sub is msg.sub
+    assert type(copy.deepcopy(msg).sub) is Sub
+
+
+@each_pair
+def test_no_state_is_taken_on_trust(pair: Pair) -> None:
+    """What ``__setstate__`` is given comes from a pickle, and may be the other twin's."""
+    for one in pair:
+        assert not hasattr(one, "__setstate__")
+
+
+def test_what_keeps_a_link_is_no_value_to_pickle() -> None:
+    for pair in PAIRS.values():
+        if pair.pure is not message.PureMsg and pair.pure is not pair.used:
+            with pytest.raises(TypeError, match="pickle"):
+                pickle.dumps(pair.used.__new__(pair.used))
+
+
+@each_pair
+def test_what_was_never_begun_raises_and_reads_nothing(pair: Pair) -> None:
+    """An object made by ``__new__`` alone: each method raises, or does no harm."""
+    for kind in pair:
+        for name in names(pair.pure):
+            one = kind.__new__(kind)
+            for count in range(6):
+                args = (message.Msg("a", 1, "", None, b""), b"", "", None, None, 1)[:count]
+                try:
+                    method = getattr(one, name)
+                    method(*args) if callable(method) else method
+                except Exception:
+                    continue
 
 
 def test_a_message_takes_no_other_attributes(new_msg: Any) -> None:
