@@ -1,8 +1,8 @@
 # cython: nonecheck=True
 """The compiled twin of intake.Intake and intake.Publisher. What is said there holds here.
 
-``_buffer`` may be None: of a Publisher made by ``__new__`` alone, or since somebody deleted it. Hence
-the check above, without which None would be read as if it were an Intake.
+``_buffer`` may be None: of a Publisher made by ``__new__`` alone, or when somebody deleted it.
+Hence the check above, without which None would be read as if it were an Intake.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
