@@ -143,7 +143,8 @@ cdef class Mailbox:
 
     def work(self, cb, caught):
         """Call *cb* with one message after the other; switches where *cb* does. False when none
-        is left, True when it has gone on for ``SLICE`` seconds and ought to let others in. What
+        is left, True when some are, but it has gone on for ``SLICE`` seconds and ought to let
+        others in. What
         *cb* raises goes to ``_failed`` if it is one of *caught*."""
         cdef double until = clock() + SLICE
         cdef Msg msg
@@ -154,7 +155,7 @@ cdef class Mailbox:
             except caught as exc:
                 self._failed(exc)
             if clock() > until:
-                return True
+                return self._pending() > 0
         return False
 
     def empty(self):

@@ -32,19 +32,24 @@ class Client(Protocol):
 
 
 class Delivery:
-    """Who has messages, and which greenlet works for whom. Never switches, but in ``_run``."""
+    """Who has messages, and which greenlet works for whom. Never switches, but in ``_run``.
+
+    While anyone is ready, either ``_look`` is about to be called, or a greenlet rests that will go
+    on with them.
+    """
 
     def __init__(self) -> None:
         self.ready: deque[Any] = deque()  # once per greenlet that they want
         self.at_work: dict[Any, Any] = {}  # by greenlet
         self.greenlets: set[Any] = set()  # that have not ended
         self._watch: object = None  # the loop in which ``_look`` is called soon
+        self._resting = 0  # greenlets that let others in, between two of the ready
 
     def start(self, client: Client) -> None:
         """Have a greenlet work for *client*, soon."""
         self.ready.append(client)
         loop = get_hub().loop
-        if self._watch is not loop:
+        if self._watch is not loop and not self._resting:
             self._begin(loop)
 
     def _begin(self, loop: Any) -> None:
@@ -56,9 +61,11 @@ class Delivery:
         loop.run_callback(self._look)  # behind the greenlet's own start
 
     def _look(self) -> None:
-        """In the hub: the last greenlet has been through with all, or its handler waits."""
+        """In the hub: the last greenlet has been through with all, or rests, or its handler
+        waits."""
         self._watch = None
-        if self.ready:
+        # Another one instead of one that rests would take the time that it has left to others.
+        if self.ready and not self._resting:
             self._begin(get_hub().loop)
 
     def _run(self) -> None:
@@ -70,9 +77,20 @@ class Delivery:
             client.handled()
             if ready and monotonic() > until:
                 del at_work[me]
-                turn()
+                self._rest()
                 until = monotonic() + SLICE
         at_work.pop(me, None)
+
+    def _rest(self) -> None:
+        self._resting += 1
+        try:
+            turn()
+        finally:
+            self._resting -= 1
+        loop = get_hub().loop
+        if self._watch is not loop:
+            self._watch = loop
+            loop.run_callback(self._look)
 
     def _ended(self, greenlet: object) -> None:
         """In the hub. Where it was killed in its work, that is not done."""
@@ -80,6 +98,8 @@ class Delivery:
         client = self.at_work.pop(greenlet, None)
         if client is not None:
             client.handled()
+        elif self.ready and not self._watch and not self._resting:
+            self._begin(get_hub().loop)  # it was killed in its rest
 
     def inherit(self) -> None:
         """In a forked child: the handlers that run are the parent's, but for the caller's own; they
@@ -89,3 +109,4 @@ class Delivery:
         while self.ready:
             self.ready.popleft().abandon()
         self._watch = None
+        self._resting = 0

@@ -156,7 +156,8 @@ class Mailbox:
 
     def work(self, cb: Handler, caught: tuple[type[BaseException], ...]) -> bool:
         """Call *cb* with one message after the other; switches where *cb* does. False when none
-        is left, True when it has gone on for ``SLICE`` seconds and ought to let others in. What
+        is left, True when some are, but it has gone on for ``SLICE`` seconds and ought to let
+        others in. What
         *cb* raises goes to ``_failed`` if it is one of *caught*."""
         clock = time.monotonic
         until = clock() + SLICE
@@ -167,7 +168,7 @@ class Mailbox:
             except caught as exc:
                 self._failed(exc)
             if clock() > until:
-                return True
+                return bool(self._queue)
         return False
 
     def empty(self) -> int:

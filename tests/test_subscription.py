@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -16,6 +17,7 @@ import gnats
 from gnats import errors
 from gnats.nuid import NUID
 from gnats.testing import FakeClient, NatsServer, message_frame, wait_until
+from gnats.waiting import turn
 
 _ids = NUID()
 SLACK = 0.7
@@ -721,6 +723,60 @@ def test_handlers_that_wait_do_not_wait_for_each_other(
     go.set()
     wait_until(lambda: len(entered) == 400, 5)
     wait_until(lambda: not conn._subscriptions.delivery.greenlets, 5)
+
+
+def test_handlers_that_compute_let_the_loop_turn(conn: gnats.Connection, subject: str) -> None:
+    """In a batch for many, too: no second greenlet takes the time that the first has left."""
+    at_once: list[int] = []
+    turns = 0
+
+    def handler(_: gnats.Msg) -> None:
+        at_once.append(len(conn._subscriptions.delivery.greenlets))
+        until = time.perf_counter() + 0.002
+        while time.perf_counter() < until:
+            pass
+
+    def count_turns() -> None:
+        nonlocal turns
+        while len(at_once) < 300:
+            turn()
+            turns += 1
+
+    for number in range(300):
+        conn.subscribe(f"{subject}.{number}", cb=handler)
+    assert conn.flush(5)
+    for number in range(300):
+        conn.publish(f"{subject}.{number}")
+    counter = gevent.spawn(count_turns)
+    wait_until(lambda: len(at_once) == 300, 20)
+    counter.join(5)
+    assert max(at_once) <= 2
+    assert turns >= 50  # three handlers fill a slice
+    wait_until(lambda: not conn._subscriptions.delivery.greenlets, 5)
+
+
+def test_a_greenlet_killed_in_its_rest(conn: gnats.Connection, subject: str) -> None:
+    """Between two subscriptions: those that are still to be served get another one."""
+    done: list[bytes] = []
+
+    def handler(msg: gnats.Msg) -> None:
+        until = time.perf_counter() + 0.006  # more than a slice
+        while time.perf_counter() < until:
+            pass
+        done.append(msg.data)
+
+    delivery = conn._subscriptions.delivery
+    for number in range(30):
+        conn.subscribe(f"{subject}.{number}", cb=handler)
+    assert conn.flush(5)
+    for number in range(30):
+        conn.publish(f"{subject}.{number}", b"%d" % number)
+    for _ in range(5):
+        wait_until(lambda: delivery._resting or len(done) == 30, 5)
+        gevent.killall([one for one in delivery.greenlets if one not in delivery.at_work])
+    wait_until(lambda: len(done) == 30, 10)
+    wait_until(lambda: not delivery.greenlets, 5)
+    assert not conn._subscriptions.unhandled
 
 
 def test_a_killed_handler_takes_no_other_subscription_with_it(
