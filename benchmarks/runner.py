@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "bench.subject"
 #: The works of which slow clients do a part, see ``Client.share``.
 SHARED = ("publish", "receive", "both", "concurrent")
-#: Seconds that one measurement may take, start of the process included.
+#: Seconds that one measurement may take, start of the process included; more for many messages.
 PATIENCE = 120.0
 
 
@@ -158,7 +158,8 @@ def _measure(case: Case, client: Client, count: int, helpers: Helpers) -> dict[s
         command = [sys.executable, "-m", "benchmarks.clients.importing"]
         command += [client.package, str(count)]
     with closing(Program(client.module, command, environ_of(client))) as program:
-        with _bound(f"no result within {PATIENCE:g} s"):
+        patience = PATIENCE + count / 50_000
+        with _bound(f"no result within {patience:g} s", patience):
             times: dict[str, float] = {}
             if case.fed:
                 program.read()
@@ -209,8 +210,8 @@ def _turned(names: list[str], number: int) -> list[str]:
 
 
 @contextmanager
-def _bound(what: str) -> Iterator[None]:
-    limit = gevent.Timeout.start_new(PATIENCE)
+def _bound(what: str, seconds: float = PATIENCE) -> Iterator[None]:
+    limit = gevent.Timeout.start_new(seconds)
     try:
         yield
     except gevent.Timeout as exc:
