@@ -19,7 +19,8 @@ import gnats
 # Nothing here depends on the python's gevent, loop or patching.
 pytestmark = pytest.mark.once
 
-PACKAGE = Path(gnats.__file__).parent
+# The sources: what is installed has the compiled twins, and not what they are made of.
+PACKAGE = Path(__file__).resolve().parent.parent / "gnats"
 
 # Lowest first; within a row from left to right.
 FLOORS = {
