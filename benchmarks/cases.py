@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 __all__ = [
     "CASES",
+    "CORE",
     "KEPT",
     "NODE",
     "OURS",
@@ -25,12 +26,13 @@ PURE = "gnats, pure"  # without its compiled parts; where there are none, OURS i
 KEPT = "gnats, kept"  # with replay_unconfirmed: at least once
 PEER = "nats-py"
 UVLOOP = "nats-py, uvloop"
+CORE = "nats-core"
 RUST = "natsrpy"
 SYNC = "nats-python"
 NODE = "Node"
 SOCKET = "bare socket"
 
-_PYTHONS = (OURS, PURE, PEER, UVLOOP, RUST, SYNC)
+_PYTHONS = (OURS, PURE, PEER, UVLOOP, CORE, RUST, SYNC)
 _ALL = (*_PYTHONS, NODE, SOCKET)
 _FEW = (OURS, PURE, PEER, SOCKET)
 _PAIR = (OURS, PURE, PEER)
@@ -114,7 +116,7 @@ def _over(over: str) -> tuple[Case, ...]:
 
 
 def _requesters(count: int, requests: int, targets: tuple[float | None, float | None]) -> Case:
-    clients = (OURS, PURE, PEER, UVLOOP, RUST, NODE)
+    clients = (OURS, PURE, PEER, UVLOOP, CORE, RUST, NODE)
     return Case(
         f"requesters-{count}",
         "concurrent",
@@ -228,7 +230,7 @@ CASES = (
         "both",
         "both",
         100_000,
-        (OURS, PURE, PEER, UVLOOP, RUST, NODE),
+        (OURS, PURE, PEER, UVLOOP, CORE, RUST, NODE),
         (
             Figure("publish and receive in one process", "msg/s", "rate"),
             _cpu("publish and receive"),
@@ -329,6 +331,7 @@ CASES = (
         "import",
         "import",
         15,
+        # Not nats-core: beside nats-py it shares the package `nats`, and would import both.
         (OURS, PURE, PEER, RUST, SYNC),
         (Figure("import", "ms", "median", 1e3, lower_is_better=True),),
     ),

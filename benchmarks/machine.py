@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shutil
+import subprocess
 from importlib import metadata
 
 import gevent
 
 import gnats
+from benchmarks.peers import NODE_FOLDER
 
 __all__ = ["describe"]
 
-_PACKAGES = ("gevent", "greenlet", "nats-py", "uvloop", "natsrpy", "nats-python")
+_PACKAGES = ("gevent", "greenlet", "nats-py", "uvloop", "nats-core", "natsrpy", "nats-python")
 
 
 def describe() -> dict[str, str]:
@@ -25,6 +29,7 @@ def describe() -> dict[str, str]:
     }
     for package in _PACKAGES:
         facts[package] = _version(package)
+    facts["node"] = _node()
     facts["loop"] = f"{gevent.config.loop.__module__}.{gevent.config.loop.__name__}"
     return facts
 
@@ -34,6 +39,20 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _node() -> str:
+    """Node and its client, or that there is none."""
+    node = shutil.which("node")
+    if node is None:
+        return "not installed"
+    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+    try:
+        package = NODE_FOLDER / "node_modules/@nats-io/transport-node/package.json"
+        client = json.loads(package.read_text("utf-8"))["version"]
+    except OSError:
+        client = "not installed"
+    return f"{said.stdout.strip()}, @nats-io/transport-node {client}"
 
 
 def _processor() -> str:

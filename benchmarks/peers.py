@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gnats
-from benchmarks.cases import KEPT, NODE, OURS, PEER, PURE, RUST, SOCKET, SYNC, UVLOOP
+from benchmarks.cases import CORE, KEPT, NODE, OURS, PEER, PURE, RUST, SOCKET, SYNC, UVLOOP
 
-__all__ = ["CLIENTS", "Client", "environ_of", "present"]
+__all__ = ["CLIENTS", "NODE_FOLDER", "Client", "environ_of", "present"]
 
-_NODE_FOLDER = Path(__file__).parent / "clients" / "node"
+NODE_FOLDER = Path(__file__).parent / "clients" / "node"
 
 
 class Client(NamedTuple):
@@ -33,7 +33,7 @@ class Client(NamedTuple):
     @property
     def command(self) -> list[str]:
         if self.module.endswith(".mjs"):
-            return [shutil.which("node") or "node", str(_NODE_FOLDER / self.module)]
+            return [shutil.which("node") or "node", str(NODE_FOLDER / self.module)]
         return [sys.executable, "-m", f"benchmarks.clients.{self.module}"]
 
 
@@ -44,6 +44,7 @@ CLIENTS = {
     KEPT: Client("gnats_kept_client"),
     PEER: Client("natspy_client", ("nats",)),
     UVLOOP: Client("natspy_client", ("nats", "uvloop"), (("GNATS_BENCH_UVLOOP", "1"),)),
+    CORE: Client("natscore_client", ("nats.client", "nkeys")),
     RUST: Client("natsrpy_client", ("natsrpy",), share=0.1),
     SYNC: Client(
         "natspython_client", ("pynats",), (("PYTHONWARNINGS", "ignore"),)
@@ -71,10 +72,21 @@ def _why_not(name: str, client: Client) -> str:
     if name == NODE:
         if shutil.which("node") is None:
             return "there is no node here"
-        if not (_NODE_FOLDER / "node_modules").is_dir():
+        if not (NODE_FOLDER / "node_modules").is_dir():
             return "its client is not installed: npm install, in benchmarks/clients/node"
-    absent = [package for package in client.needs if find_spec(package) is None]
+    if name == CORE and sys.version_info < (3, 13):
+        return "it needs Python 3.13"
+    absent = [package for package in client.needs if not _is_installed(package)]
     return f"not installed: {', '.join(absent)} (pip install 'gnats[bench]')" if absent else ""
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it can be imported, without importing anything: asyncio must not come in here."""
+    outer, _, inner = package.partition(".")
+    spec = find_spec(outer)
+    if spec is None or not inner:
+        return spec is not None
+    return any((Path(folder) / inner).is_dir() for folder in spec.submodule_search_locations or ())
 
 
 def environ_of(client: Client) -> dict[str, str]:

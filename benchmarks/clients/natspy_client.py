@@ -202,20 +202,24 @@ async def on_error(_: Exception) -> None:
     """The losses are meant."""
 
 
+#: For the outages: as gnats does then.
+RECONNECT: dict[str, Any] = {
+    "max_reconnect_attempts": -1,
+    "reconnect_time_wait": RECONNECT_WAIT,
+    "pending_size": 8 * 1024 * 1024,  # what gnats keeps by default
+    "reconnected_cb": on_reconnected,
+    "error_cb": on_error,
+}
+
+
 async def main() -> None:
     task = job()
-    secure: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if task.url.startswith("tls:"):
-        secure["tls"] = ssl.create_default_context(cafile=os.environ[CA_FILE])
-    client = await nats.connect(
-        task.url,
-        **secure,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT,
-        pending_size=8 * 1024 * 1024,  # what gnats takes by default
-        reconnected_cb=on_reconnected,
-        error_cb=on_error,
-    )
+        options["tls"] = ssl.create_default_context(cafile=os.environ[CA_FILE])
+    if task.work.startswith("outage"):
+        options.update(RECONNECT)
+    client = await nats.connect(task.url, **options)
     say(**await WORKS[task.work](client, task))
     # Not drain(): it waits for the 20,000 tasks of the memory case one by one.
     await client.close()
@@ -225,5 +229,6 @@ if __name__ == "__main__":
     if os.environ.get("GNATS_BENCH_UVLOOP"):
         import uvloop
 
-        uvloop.install()
-    asyncio.run(main())
+        uvloop.run(main())
+    else:
+        asyncio.run(main())
