@@ -157,8 +157,8 @@ def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
             cluster.wait_formed(30)
         count = flood.stop()
         wait_until(lambda: len(plain) >= count and len(shared) >= count, 10)
-        # Each once. Their order is the cluster's as long as the publisher stays where it is: what it
-        # sends over its next link may overtake, between two servers, what it sent over the last.
+        # Each once. Their order is the cluster's as long as the publisher stays where it is: what
+        # it sends over its next link may overtake, between two servers, what it sent before.
         assert sorted(plain) == list(range(count))
         assert sorted(set(shared)) == list(range(count))
         assert told == []

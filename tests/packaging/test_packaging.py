@@ -88,12 +88,18 @@ def test_the_wheel_is_compiled(made: dict[str, Path], python: Path) -> None:
 @needs_compiler
 @pytest.mark.parametrize("version", PYTHONS)
 def test_every_python_has_its_wheel(made: dict[str, Path], version: str, tmp_path: Path) -> None:
+    """Made of the sdist, installed in a fresh environment, and the demonstration runs."""
     interpreter = shutil.which(f"python{version}")
     if interpreter is None:
         pytest.skip(f"there is no python{version} here")
     run(interpreter, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, made["sdist"])
     (wheel,) = tmp_path.glob("*.whl")
     assert f"cp{version.replace('.', '')}" in wheel.name
+    run(interpreter, "-m", "venv", tmp_path / "env")
+    programs = tmp_path / "env" / "bin"
+    run(programs / "pip", "install", "--prefer-binary", f"{wheel}[cli,server]")
+    assert "(compiled)" in run(programs / "gnats", "--version")
+    assert "PASSED" in run(programs / "gnats", "demo", "--pace", "0.2")
 
 
 def test_a_compiler_that_is_missing_breaks_nothing(made: dict[str, Path], python: Path) -> None:

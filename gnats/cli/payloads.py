@@ -1,0 +1,122 @@
+"""Where payloads come from: an argument, a file, standard input, whole or line by line.
+
+Reading waits in gevent's thread pool, so that the connection stays alive while a pipe is silent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+from gnats.cli import exits
+from gnats.cli.flags import header
+from gnats.cli.notices import is_terminal, say
+from gnats.cli.threads import in_thread
+
+_CHUNK = 64 * 1024  # bytes: what a pipe holds
+
+
+def add_payload(parser: argparse.ArgumentParser, lines: bool = False) -> None:
+    """The payload's arguments, and the headers'."""
+    parser.add_argument(
+        "payload",
+        nargs="?",
+        help="the payload; - or nothing: standard input. {{Count}}, {{Time}}, {{Unix}}, {{ID}} "
+        "and {{UnixNano}} are filled in",
+    )
+    parser.add_argument("-f", "--file", metavar="FILE", help="read the payload from FILE")
+    if lines:
+        parser.add_argument(
+            "-l", "--lines", action="store_true", help="each line is a message of its own"
+        )
+    add_headers(parser)
+
+
+def add_headers(parser: argparse.ArgumentParser) -> None:
+    """``-H``, as often as wanted."""
+    parser.add_argument(
+        "-H",
+        "--header",
+        metavar="'NAME: VALUE'",
+        type=header,
+        action="append",
+        default=[],
+        help="a header; may be repeated",
+    )
+
+
+def payloads(arguments: argparse.Namespace, count: int) -> Iterator[bytes]:
+    """Each payload to send: *count* times the same, or every line. Switches while it reads.
+
+    Raises CommandError for a file that cannot be read, and for two sources at once.
+    """
+    if arguments.payload not in (None, "-") and arguments.file is not None:
+        raise exits.CommandError("either a payload or --file, not both", exits.USAGE)
+    if getattr(arguments, "lines", False):
+        if arguments.payload not in (None, "-") or count != 1:
+            raise exits.CommandError(
+                "--lines reads a file or standard input, and counts by itself", exits.USAGE
+            )
+        yield from _lines(arguments.file)
+    elif arguments.payload not in (None, "-"):
+        for number in range(1, count + 1):
+            yield fill_in(arguments.payload, number)
+    else:
+        yield from itertools.repeat(_whole(arguments.file), count)
+
+
+def fill_in(template: str, number: int, request: bytes = b"") -> bytes:
+    """The text of an argument with its placeholders filled in, as `nats pub` does."""
+    if "{{" not in template:
+        return template.encode("utf-8", "surrogateescape")
+    values = {
+        "Count": str(number),
+        "Time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "Unix": str(int(time.time())),
+        "UnixNano": str(time.time_ns()),
+        "ID": uuid.uuid4().hex,
+    }
+    for name, value in values.items():
+        template = template.replace("{{" + name + "}}", value)
+    before, *rest = (
+        part.encode("utf-8", "surrogateescape") for part in template.split("{{Request}}")
+    )
+    return request.join([before, *rest])
+
+
+def _whole(path: str | None) -> bytes:
+    return b"".join(_chunks(path))
+
+
+def _lines(path: str | None) -> Iterator[bytes]:
+    """Each line without its end; a last one without an end counts."""
+    rest = b""
+    for chunk in _chunks(path):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line[:-1] if line.endswith(b"\r") else line
+    if rest:
+        yield rest
+
+
+def _chunks(path: str | None) -> Iterator[bytes]:
+    """What comes, as it comes."""
+    if path not in (None, "-"):
+        try:
+            with open(str(path), "rb", buffering=0) as file:
+                yield from iter(lambda: in_thread(file.read, _CHUNK), b"")
+        except OSError as exc:
+            raise exits.CommandError(f"--file {path}: {exc.strerror}") from exc
+        return
+    if sys.stdin is None or sys.stdin.closed:
+        return
+    if is_terminal(sys.stdin):
+        say("the payload, please; Ctrl-D ends it", "faint")
+    descriptor = sys.stdin.fileno()
+    yield from iter(lambda: in_thread(os.read, descriptor, _CHUNK), b"")

@@ -1,0 +1,104 @@
+"""The command line as a whole: its parser, its signals, and the exit status at the end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType, ModuleType
+
+import gevent
+
+import gnats
+from gnats import errors
+from gnats.cli import bench, demo, exits, health, pub, reply, request, rtt, server, sub
+from gnats.cli.flags import add_connection
+from gnats.cli.notices import say
+
+#: In the order of the help.
+COMMANDS: tuple[ModuleType, ...] = (pub, sub, request, reply, rtt, bench, server, health, demo)
+
+_EPILOG = """\
+exit status: 0 done, 1 failed, 2 wrong usage, 3 time is up, 4 nobody listens,
+5 messages are uncertain or missing, 130 interrupted before it was done.
+`gnats COMMAND --help` tells of each command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; *argv* is without the program's name. Returns the exit status."""
+    arguments = parser().parse_args(argv)
+    logging.getLogger("gnats").addHandler(logging.NullHandler())  # the notices say it all
+    try:
+        with _signals():
+            return int(arguments.run(arguments))
+    except exits.Interrupted as interrupted:
+        return interrupted.status
+    except KeyboardInterrupt:  # the second one
+        return exits.INTERRUPTED
+    except (exits.OutputClosed, BrokenPipeError):
+        _forget_output()
+        return exits.BROKEN_PIPE
+    except (exits.CommandError, errors.Error, OSError) as exc:
+        say(f"gnats: {exc}", "error")
+        return exits.status_of(exc)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    whole = argparse.ArgumentParser(
+        prog="gnats",
+        description="Publish, subscribe, ask and measure over NATS; reconnects by itself.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"gnats {gnats.__version__} ({'compiled' if gnats.compiled else 'pure Python'})"
+    whole.add_argument("--version", action="version", version=version)
+    add_connection(whole)
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        summary, _, more = (module.__doc__ or "").partition("\n\n")
+        command = commands.add_parser(
+            module.__name__.rpartition(".")[2],
+            help=summary.rstrip("."),
+            description=f"{summary}\n\n{more}".strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return whole
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """The first signal lets the command end in good order; the second ends it at once."""
+    before = {
+        signum: signal.getsignal(signum)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signum) is not signal.SIG_IGN  # nohup, a shell's background job
+    }
+    main_greenlet = gevent.getcurrent()
+    loop = gevent.get_hub().loop
+
+    def interrupt(signum: int, _frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
+        # Not here, in the midst of whatever greenlet runs: where the main one waits.
+        loop.run_callback_threadsafe(main_greenlet.throw, exits.Interrupted(signum))
+
+    try:
+        for signum in before:
+            signal.signal(signum, interrupt)
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _forget_output() -> None:
+    """Nobody reads standard output: do not let the interpreter fail at its end for that."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,126 @@
+"""Publish messages.
+
+A lost server is looked for again, publishing goes on meanwhile. At the end it waits until the
+server has processed all. Exit status 5: some are uncertain, that is under way when a server died.
+
+  gnats pub orders.new 'two apples'
+  gnats pub orders.new -H 'Trace: 7' --file order.json
+  tail -f app.log | gnats pub logs.app --lines
+  gnats pub tick 'number {{Count}}' --count 1000 --sleep 10ms
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import gevent
+
+import gnats
+from gnats.cli import exits
+from gnats.cli.flags import Refusals, add_connection, add_output, connected, count, seconds
+from gnats.cli.notices import plural, say
+from gnats.cli.output import Output
+from gnats.cli.payloads import add_payload, payloads
+from gnats.cli.progress import progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject")
+    add_payload(parser, lines=True)
+    parser.add_argument("-n", "--count", type=count, default=1, help="so many messages (1)")
+    parser.add_argument("--sleep", metavar="S", type=seconds, default=0.0, help="between two")
+    parser.add_argument("--reply", metavar="SUBJECT", default="", help="where answers should go")
+    parser.add_argument(
+        "--at-least-once",
+        action="store_true",
+        help="send again what a lost server had not confirmed: some may come twice",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=seconds,
+        default=30.0,
+        help="to wait at the end for the server's confirmation, outages included (30)",
+    )
+    add_output(parser)
+    add_connection(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    began, refusals = time.monotonic(), Refusals()
+    with connected(arguments, refusals, replay_unconfirmed=arguments.at_least_once) as conn:
+        _publish(conn, arguments)
+        _confirm(conn, arguments.timeout)
+        stats = conn.stats
+    _report(arguments, stats, time.monotonic() - began)
+    if refusals.happened.is_set():
+        return exits.FAILED
+    if stats.uncertain or stats.dropped:
+        say(f"{stats.uncertain} uncertain, {stats.dropped} dropped", "error")
+        return exits.INCOMPLETE
+    return exits.DONE
+
+
+def _publish(conn: gnats.Connection, arguments: argparse.Namespace) -> None:
+    headers = arguments.header or None
+    total = None if arguments.lines else arguments.count
+    with progress("published", total, lambda: conn.stats.accepted, arguments.quiet):
+        for number, payload in enumerate(payloads(arguments, arguments.count)):
+            if arguments.sleep and number:
+                gevent.sleep(arguments.sleep)
+            _publish_one(conn, arguments, payload, headers)
+
+
+def _publish_one(
+    conn: gnats.Connection,
+    arguments: argparse.Namespace,
+    payload: bytes,
+    headers: list[tuple[str, str]] | None,
+) -> None:
+    """During an outage, when there is no more room, wait for a server: nothing is hurried."""
+    while True:
+        try:
+            conn.publish(arguments.subject, payload, arguments.reply, headers)
+            return
+        except gnats.errors.OutboundBufferLimitError:
+            conn.wait_for_status("connected")
+
+
+def _confirm(conn: gnats.Connection, timeout: float) -> None:
+    """Until the server has processed all, through outages. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            conn.flush(max(0.0, deadline - time.monotonic()))
+            return
+        except gnats.errors.FlushInterruptedError:
+            continue  # the link was lost meanwhile: ask the next one
+        except gnats.errors.TimeoutError as exc:
+            stats = conn.stats
+            raise exits.CommandError(
+                f"no confirmation within {timeout:g} s: {stats.buffered} of "
+                f"{plural(stats.accepted, 'message')} were not written, {stats.uncertain} are "
+                "uncertain",
+                exits.TIME_IS_UP,
+            ) from exc
+
+
+def _report(arguments: argparse.Namespace, stats: gnats.Stats, elapsed: float) -> None:
+    if arguments.json:
+        with Output() as output:
+            output.write_json(
+                {
+                    "subject": arguments.subject,
+                    "published": stats.accepted,
+                    "bytes": stats.out_bytes,
+                    "uncertain": stats.uncertain,
+                    "dropped": stats.dropped,
+                    "replayed": stats.replayed,
+                    "reconnects": stats.reconnects,
+                    "seconds": round(elapsed, 6),
+                }
+            )
+    elif not arguments.quiet:
+        size = f"{plural(stats.accepted, 'message')}, {plural(stats.out_bytes, 'byte')}"
+        say(f'published {size}, to "{arguments.subject}"')

@@ -1,0 +1,97 @@
+"""Show the messages of subjects.
+
+It goes on until --count messages have come, --timeout is over, or Ctrl-C, which drains. A lost
+server is looked for again, with all subscriptions.
+
+  gnats sub 'orders.>'
+  gnats sub orders.new --queue workers --raw --count 10
+  gnats sub 'orders.>' --json | jq .subject
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import gevent
+from gevent.event import Event
+
+import gnats
+from gnats.cli import exits
+from gnats.cli.flags import Refusals, add_connection, add_output, connected, count, seconds
+from gnats.cli.notices import plural, say
+from gnats.cli.output import Output, as_json, as_raw, as_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", nargs="+")
+    parser.add_argument("--queue", metavar="NAME", default="", help="be one of a queue group")
+    parser.add_argument("-n", "--count", type=count, default=0, help="end after so many messages")
+    parser.add_argument(
+        "--timeout", metavar="S", type=seconds, help="end after so long (status 3 with --count)"
+    )
+    add_output(parser, raw=True)
+    add_connection(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    refusals = Refusals()
+    with Output() as output, connected(arguments, refusals) as conn:
+        printer = Printer(arguments, output, "received")
+        for subject in arguments.subject:
+            conn.subscribe(subject, queue=arguments.queue, cb=printer.take)
+        conn.flush()
+        if not arguments.quiet:
+            say(f"listening on {', '.join(arguments.subject)}", "faint")
+        return _wait(arguments, printer, refusals)
+
+
+def _wait(arguments: argparse.Namespace, printer: Printer, refusals: Refusals) -> int:
+    """Until it is over; the exit status. What is here by then is still shown, while we drain."""
+    try:
+        wait_for_any((printer.over, refusals.happened, printer.output.closed), arguments.timeout)
+    except exits.Interrupted:
+        if arguments.count:
+            raise
+    if printer.output.closed.is_set():
+        raise exits.OutputClosed
+    if refusals.happened.is_set():
+        return exits.FAILED
+    if arguments.count and not printer.over.is_set():
+        say(f"time is up: {printer.number} of {plural(arguments.count, 'message')}", "error")
+        return exits.TIME_IS_UP
+    return exits.DONE
+
+
+def wait_for_any(events: Sequence[Event], timeout: float | None = None) -> None:
+    """Until one of *events* is set, or *timeout* seconds long. Switches."""
+    gevent.wait(events, timeout=timeout, count=1)
+
+
+class Printer:
+    """Shows messages as the flags want it, and sets ``over`` when enough have come."""
+
+    def __init__(self, arguments: argparse.Namespace, output: Output, title: str) -> None:
+        self.number = 0
+        self.over = Event()
+        self.output = output
+        self._arguments = arguments
+        self._title = title
+        self._most = arguments.count
+
+    def take(self, msg: gnats.Msg) -> None:
+        """Show *msg*, unless there were enough already."""
+        if self._most and self.number >= self._most:
+            return
+        self.number += 1
+        self.show(msg)
+        if self.number == self._most:
+            self.over.set()
+
+    def show(self, msg: gnats.Msg) -> None:
+        if self._arguments.json:
+            self.output.write_json(as_json(msg, number=self.number))
+        elif self._arguments.raw:
+            self.output.write(as_raw(msg))
+        else:
+            self.output.write(as_text(msg, f"[#{self.number}] {self._title}"))
