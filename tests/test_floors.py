@@ -76,7 +76,7 @@ FLOORS = {
 ORDER = [name for row in FLOORS.values() for name in row]
 PURE = ORDER[: ORDER.index("waiting")]
 # Beside the house: they use the public face only.
-BESIDE = ["testing", "cli", "wsgi", "contrib"]
+BESIDE = ["testing", "cli", "__main__", "wsgi", "contrib"]
 # Public with all that is in them.
 OPEN = ["errors", "metrics"]
 
