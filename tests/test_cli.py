@@ -845,7 +845,8 @@ def test_a_line_of_the_page(line: str, tmp_path: Path, nats_server: NatsServer) 
     (tmp_path / "order.json").write_text("{}")
     (tmp_path / "app.log").write_text("one\ntwo\n")
     if line == "gnats server":
-        line += " --port 0 & sleep 1; kill $!; wait $!"  # 4222 may be somebody's
+        # 4222 may be somebody's.
+        line = shlex.join(["timeout", "--preserve-status", "5", *COMMAND, "server", "--port", "0"])
     if line == "gnats demo":
         line += " --pace 0.1"
     if "--plot" in line:
