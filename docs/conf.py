@@ -1,30 +1,67 @@
-"""Sphinx: Markdown by myst, the API from docstrings, Furo's looks. ``tox run -e docs``."""
+"""How Sphinx builds these pages: Markdown, the API from the docstrings, no network.
+
+``tox run -e docs`` does it. The pages are written to be read in the repository as well, so what
+only one of both readers needs is decided here, once: where a link to a file outside of docs/ leads,
+and what a name in a signature is called.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import gnats
+# The compiled twins are the same, without signatures.
+os.environ["GNATS_PURE_PYTHON"] = "1"
+
+from sphinx.ext.napoleon import GoogleDocstring  # noqa: E402
+
+import gnats  # noqa: E402
+
+DOCS = Path(__file__).parent
 
 project = "gnats"
 author = "The gnats developers"
-copyright = author
 release = version = gnats.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx_copybutton",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
+default_role = "literal"  # `name` in a docstring is code, as in Markdown
+nitpicky = True
 
-myst_heading_anchors = 3
-myst_links_external_new_tab = True
+myst_heading_anchors = 4
+
+# -- the API -------------------------------------------------------------------------------
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["celery", "django", "opentelemetry", "prometheus_client"]
+autodoc_type_aliases = {  # api/messages.md says what they are
+    "Around": "gnats.subscription.Around",
+    "Handler": "gnats.mailbox.Handler",
+    "HeaderSource": "gnats.headers.HeaderSource",
+    "Payload": "gnats.payload.Payload",
+    "Sentinel": "gnats.requests.Sentinel",
+    "Servers": "gnats.url.Servers",
+}
 python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+# What is not ours has no page here, and what is ours but not public has none either.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!gnats\.).*"),
+    ("py:.*", r"gnats\.(backoff\.Deadline|contrib\.flask\.App|wsgi\.H|.*\.T)"),
+]
+
+# -- what it looks like ----------------------------------------------------------------------
 
 html_theme = "furo"
 html_title = f"gnats {release}"
@@ -32,48 +69,58 @@ html_static_path = ["_static"]
 html_css_files = ["gnats.css"]
 html_show_copyright = False
 html_show_sphinx = False
+html_copy_source = False
+html_show_sourcelink = False
 
 # A prompt is no part of a command.
 copybutton_exclude = ".linenos, .gp"
 
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")
-_ARGUMENT = re.compile(r" {4}([\w, *]+): (.+)")
-_RST_LITERAL = re.compile(r"(?<!`)`([^`\n]+)`(?!`)(?!_)")
+# -- links to what is not in docs/ -----------------------------------------------------------
+
+_LINK = re.compile(r"\[([^\]]+)\]\((\.\.?/[^)#]*)(#[^)]*)?\)")
 
 
-def outside(_app: Any, _name: str, source: list[str]) -> None:
-    """Links to files beside docs/ work where the repository is browsed; here they are names."""
-    source[0] = _OUTSIDE.sub(_as_name, source[0])
+def lead_out(_app: Any, page: str, source: list[str]) -> None:
+    """A link that leaves docs/ leads to the page that shows the file, or is the file's name."""
+
+    def replace(link: re.Match[str]) -> str:
+        text, target = " ".join(link[1].split()), (DOCS / page).parent / link[2]
+        path = Path(os.path.normpath(target))
+        if path.is_relative_to(DOCS):
+            return link[0]
+        name = path.relative_to(DOCS.parent).as_posix()
+        if name == "README.md":
+            return f"[{text}]({_up(page)}index.md)"
+        if name.startswith("examples/"):
+            if page == "examples":
+                return f"```{{literalinclude}} ../{name}\n```"
+            return f"[{text}]({_up(page)}examples.md#{_anchor(path.name)})"
+        return f"`{name}`" if text.strip("`") in name else f"{text} (`{name}`)"
+
+    source[0] = _LINK.sub(replace, source[0])
 
 
-def _as_name(link: re.Match[str]) -> str:
-    text, path = link[1].strip("`"), link[2]
-    return f"`{path}`" if text in path else f"{text} (`{path}`)"
+def _up(page: str) -> str:
+    return "../" * page.count("/")
 
 
-def docstrings(
-    _app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]
+def _anchor(heading: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# -- docstrings ------------------------------------------------------------------------------
+
+
+def read_arguments(
+    _app: Any, what: str, name: str, obj: Any, _options: Any, lines: list[str]
 ) -> None:
-    """What ours have beside plain reST: names in single ticks, and ``Args:``."""
-    lines[:] = [_RST_LITERAL.sub(r"``\1``", line) for line in _with_lists(lines)]
-
-
-def _with_lists(lines: list[str]) -> Iterator[str]:
-    """``Args:`` and what is indented below it, as a list."""
-    within = False
-    for line in lines:
-        if line == "Args:":
-            within = True
-            yield from ("**Arguments**", "")
-        elif within and line and not line.startswith(" "):
-            within = False
-            yield from ("", line)
-        elif within and (argument := _ARGUMENT.fullmatch(line)):
-            yield f"* ``{argument[1]}``: {argument[2]}"
-        else:
-            yield f"  {line.strip()}" if within and line.strip() else line
+    """"Args:" begins a list. Not for attributes: there a colon would end a type."""
+    if what not in ("attribute", "property"):
+        lines[:] = GoogleDocstring(lines, what=what, name=name, obj=obj).lines()
 
 
 def setup(app: Any) -> None:
-    app.connect("source-read", outside)
-    app.connect("autodoc-process-docstring", docstrings)
+    """Called by Sphinx."""
+    app.connect("source-read", lead_out)
+    app.connect("autodoc-process-docstring", read_arguments)
