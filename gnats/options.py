@@ -32,7 +32,7 @@ Creds = Union[Path, tuple[Path, Path]]
 class ReconnectOptions:
     """What to do when the link is lost. Source: DESIGN 3.2 to 3.4, ADR-40."""
 
-    allow_reconnect: bool = True
+    allow_reconnect: bool = True  #: False: the connection closes when it loses its link
     #: Failed attempts per server in one outage; -1: never give up, 0: do not reconnect.
     max_reconnect: int = 60
     #: Seconds to wait after each full cycle of the pool; the first cycle does not wait.
@@ -99,7 +99,7 @@ class TLSOptions:
     ca: Path | None = None
     cert: Path | None = None  #: PEM file of our certificate, for mutual TLS
     key: Path | None = None  #: PEM file of its key; None: it is in the file of ``cert``
-    key_password: Secret = field(default=None, repr=False)
+    key_password: Secret = field(default=None, repr=False)  #: a str or a callable, if it has one
     #: False: take any certificate of any server. Anybody on the way can then read and change
     #: everything; a warning is logged at every attempt.
     verify: bool = True
@@ -146,28 +146,29 @@ class Callbacks:
 class ConnectionOptions:
     """Everything that shapes a connection. Raises OptionError, which names the field."""
 
+    #: One URL, several joined by commas, or a list; ``connect(servers)`` puts its own before them.
     servers: Servers = field(default=None, repr=False)  # URLs may hold passwords
-    reconnect: ReconnectOptions = field(default_factory=ReconnectOptions)
-    callbacks: Callbacks = field(default_factory=Callbacks)
+    reconnect: ReconnectOptions = field(default_factory=ReconnectOptions)  #: when the link is lost
+    callbacks: Callbacks = field(default_factory=Callbacks)  #: who is told of what
 
     #: One deadline per attempt, in seconds: DNS, TCP, INFO, CONNECT and PONG together.
     connect_timeout: float = 5.0
     ping_interval: float = 120.0  #: seconds between keepalive PINGs
     max_pings_out: int = 2  #: unanswered PINGs that are still borne
-    drain_timeout: float = 30.0  #: seconds
+    drain_timeout: float = 30.0  #: seconds that a drain may take, at most
     write_timeout: float = 30.0  #: seconds without progress of a send: a lost link
     #: Longest that one publish waits for room, in seconds; None: until there is room.
     publish_timeout: float | None = None
-    pending_msgs_limit: int = 512 * 1024  #: per subscription
-    pending_bytes_limit: int = 64 * 1024 * 1024  #: per subscription, bytes
+    pending_msgs_limit: int = 512 * 1024  #: messages that may wait in one subscription
+    pending_bytes_limit: int = 64 * 1024 * 1024  #: bytes that may wait in one subscription
     #: ``around(msg, handle)``, in the place of every subscription's callback: it calls ``handle()``
     #: once, and does what belongs before and after: tracing, closing old database connections.
     around: Callable[[Any, Callable[[], Any]], Any] | None = None
     observer: Observer | None = None  #: is told of every event; see ``gnats.metrics``
 
-    user: Secret = field(default=None, repr=False)
-    password: Secret = field(default=None, repr=False)
-    token: Secret = field(default=None, repr=False)
+    user: Secret = field(default=None, repr=False)  #: a str, or a callable asked at every attempt
+    password: Secret = field(default=None, repr=False)  #: the same
+    token: Secret = field(default=None, repr=False)  #: the same
     #: A .creds file, its text, a pair of files for JWT and seed, or a callable that returns one.
     user_credentials: Creds | Callable[[], Creds] | None = field(default=None, repr=False)
     nkeys_seed: Path | Callable[[], Path] | None = field(default=None, repr=False)  #: a file
@@ -195,10 +196,10 @@ class ConnectionOptions:
     tcp_user_timeout: float | None = None
 
     name: str = ""  #: shown in the server's monitoring
-    verbose: bool = False
-    pedantic: bool = False
+    verbose: bool = False  #: the server says +OK to everything; for looking at the wire
+    pedantic: bool = False  #: the server checks subjects more strictly
     no_echo: bool = False  #: do not deliver our own messages to our own subscriptions
-    inbox_prefix: str = "_INBOX"
+    inbox_prefix: str = "_INBOX"  #: what the reply subjects of requests begin with
 
     def __post_init__(self) -> None:
         if isinstance(self.servers, Iterable) and not isinstance(self.servers, (str, tuple)):
@@ -302,6 +303,8 @@ _OTHER_CLIENTS = {
     "dont_randomize": "randomize_servers",
     "discovered_server_cb": "discovered_servers_cb",
     "disconnect_cb": "disconnected_cb",
+    "lame_duck_mode_cb": "lame_duck_cb",
+    "reconnect_to_server_handler": "select_server_cb",
     "flush_timeout": "write_timeout",
 }
 
