@@ -15,9 +15,9 @@ from typing import Any
 # The compiled twins are the same, without signatures.
 os.environ["GNATS_PURE_PYTHON"] = "1"
 
-from sphinx.ext.napoleon import GoogleDocstring  # noqa: E402
+from sphinx.ext.napoleon import GoogleDocstring
 
-import gnats  # noqa: E402
+import gnats
 
 DOCS = Path(__file__).parent
 
@@ -115,7 +115,7 @@ def _anchor(heading: str) -> str:
 def read_arguments(
     _app: Any, what: str, name: str, obj: Any, _options: Any, lines: list[str]
 ) -> None:
-    """"Args:" begins a list. Not for attributes: there a colon would end a type."""
+    """ "Args:" begins a list. Not for attributes: there a colon would end a type."""
     if what not in ("attribute", "property"):
         lines[:] = GoogleDocstring(lines, what=what, name=name, obj=obj).lines()
 

@@ -15,7 +15,7 @@ urls = sys.argv[1] if len(sys.argv) > 1 else "nats://127.0.0.1:4222,nats://127.0
 
 def delay(cycles):
     """Seconds to wait when every server has failed *cycles* times: 0.2, 0.4, 0.8 ... 5."""
-    seconds = min(0.1 * 2**cycles, 5.0)
+    seconds = min(0.1 * 2 ** min(cycles, 6), 5.0)
     print(f"no server answers, next try in {seconds:.1f} s")
     return seconds
 

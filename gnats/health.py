@@ -23,7 +23,7 @@ def calendar(age: float) -> float:
 class Health:
     """A report of one moment, made by ``Connection.health``."""
 
-    status: ConnectionStatus
+    status: ConnectionStatus  #: where the connection is in its life
     server: str | None  #: the server of the live link, without credentials
     since: float  #: when the present status began, in seconds of ``time.time()``
     last_error: str | None  #: kind and text of ``conn.last_error``

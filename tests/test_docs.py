@@ -1,12 +1,15 @@
 """The documentation as a whole: nothing public is left out, every page can be found.
 
 That its code runs and its links lead somewhere is in test_readme.py and test_cli.py; that it can be
-built without a warning is `tox run -e docs`.
+built without a warning, the targets within pages included, is `tox run -e docs`.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import doctest
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -14,31 +17,51 @@ from pathlib import Path
 import pytest
 
 import gnats
+import gnats.contrib.flask
+import gnats.contrib.gunicorn
+import gnats.contrib.uwsgi
 import gnats.testing
+import gnats.wsgi
 
 pytestmark = pytest.mark.once
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-API = "\n".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
+API = sorted((DOCS / "api").glob("*.md"))
 
-OPTIONS = {
-    field.name
-    for group in (gnats.ConnectionOptions, gnats.ReconnectOptions, gnats.Callbacks)
-    for field in dataclasses.fields(group)
-}
+GROUPS = (gnats.ConnectionOptions, gnats.ReconnectOptions, gnats.Callbacks)
+OPTIONS = {field.name for group in GROUPS for field in dataclasses.fields(group)}
+
+# What may stand in a table of options beside them.
+NO_OPTIONS = {"publish", "ServerURL", "SSLContext", "conn"}
 
 
 def text(name: str) -> str:
     return (DOCS / name).read_text("utf-8")
 
 
-def columns(name: str, number: int, heading: str) -> list[str]:
-    """The cells of one column of every table of a page whose first heading is *heading*."""
-    found = []
-    for table in re.findall(rf"^\| {heading} \|.*\n\|[-| ]+\|\n((?:\|.*\|\n)+)", text(name), re.M):
-        found += [row.strip("|").split("|")[number].strip() for row in table.splitlines()]
-    assert found, f"no table with {heading!r} in {name}"
+def columns(name: str, heading: str, *numbers: int) -> list[tuple[str, ...]]:
+    """Some columns of the table of a page whose headings begin with *heading*."""
+    rows = re.search(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", text(name), re.M)
+    assert rows, f"no table {heading!r} in {name}"
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1].splitlines()]
+    return [tuple(row[number] for number in numbers) for row in cells]
+
+
+def ticked(cell: str) -> list[str]:
+    return re.findall(r"`([\w.]+)`", cell)
+
+
+def described() -> set[str]:
+    """Every name that the reference has, in full."""
+    found = set()
+    for page in API:
+        for kind, name in re.findall(
+            r"^\.\. (auto\w+|py:data):: ([\w.]+)", page.read_text("utf-8"), re.M
+        ):
+            assert kind != "automodule" or name == "gnats.errors", name
+            found.add(name)
     return found
 
 
@@ -50,11 +73,48 @@ def errors() -> list[str]:
     ]
 
 
+# -- the pages -------------------------------------------------------------------------------
+
+
 def test_every_page_is_in_the_tree() -> None:
     trees = re.findall(r"^```\{toctree\}\n(.*?)^```$", text("index.md"), re.M | re.S)
     listed = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} - {"index"}
     assert sorted(listed) == sorted(pages)
+    assert all(re.search(r"^:caption: \w", tree, re.M) for tree in trees)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_a_page_has_one_title_and_levels_without_gaps(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    levels = [len(marks) for marks in re.findall(r"^(#+) \S", prose, re.M)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+
+
+@pytest.mark.parametrize("page", API, ids=lambda page: page.name)
+def test_the_sessions_are_as_printed(page: Path) -> None:
+    told: list[str] = []
+    blocks = re.findall(r"^```\{eval-rst\}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+    for block in blocks:
+        session = doctest.DocTestParser().get_doctest(block, {}, page.name, str(page), 0)
+        doctest.DocTestRunner().run(session, out=told.append)
+    assert not told, "".join(told)
+
+
+def test_there_are_sessions() -> None:
+    assert sum(page.read_text("utf-8").count("\n>>> ") for page in API) > 8
+
+
+def test_every_example_is_shown() -> None:
+    shown = re.findall(r"^\[examples/(\S+)\]\(\.\./examples/\1\)$", text("examples.md"), re.M)
+    files = (path.name for path in (ROOT / "examples").glob("*.py"))
+    assert sorted(shown) == sorted(files)
+    assert re.findall(r"^### (\S+)$", text("examples.md"), re.M) == shown
+
+
+# -- errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", errors())
@@ -62,51 +122,146 @@ def test_every_error_has_its_paragraph(error: str) -> None:
     (body,) = re.findall(
         rf"^### {error}\n\n(.+?)(?=\n##|\Z)", text("troubleshooting.md"), re.M | re.S
     )
-    assert len(body) > 20
+    assert len(body) > 40
 
 
 def test_no_error_is_made_up() -> None:
     assert set(re.findall(r"^### (\w+)$", text("troubleshooting.md"), re.M)) == set(errors())
 
 
-@pytest.mark.parametrize("name", sorted(set(gnats.__all__) - {"__version__", "errors"}))
+@pytest.mark.parametrize("page", ["from-nats-py.md", "from-go.md", "troubleshooting.md"])
+def test_attributes_and_methods_exist(page: str) -> None:
+    """``conn.name`` of gnats' columns and of the prose; nats-py's and Go's say ``nc``."""
+    names = set(re.findall(r"`conn\.(\w+)", text(page)))
+    assert names
+    assert names <= set(dir(gnats.Connection))
+
+
+def test_the_errors_of_nats_py() -> None:
+    names = re.findall(r"^\| `nats\.errors\.(\w+)` \| (.*?) \|$", text("from-nats-py.md"), re.M)
+    assert len(names) > 5
+    for _theirs, ours in names:
+        assert ticked(ours)
+        assert set(ticked(ours)) <= set(errors()), ours
+
+
+# -- the reference -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(gnats.__all__))
 def test_every_public_name_is_in_the_reference(name: str) -> None:
-    assert re.search(rf"^\.\. auto\w+:: gnats\.{name}$", API, re.M)
+    assert f"gnats.{name}" in described()
 
 
-@pytest.mark.parametrize("name", gnats.testing.__all__)
-def test_every_tool_for_tests_is_in_the_reference(name: str) -> None:
-    assert re.search(rf"^\.\. auto\w+:: gnats\.testing\.{name}$", API, re.M)
+@pytest.mark.parametrize(
+    "module",
+    [
+        gnats.testing,
+        gnats.wsgi,
+        gnats.contrib.flask,
+        gnats.contrib.gunicorn,
+        gnats.contrib.uwsgi,
+    ],
+    ids=lambda module: module.__name__,
+)
+def test_every_name_of_a_module_is_in_the_reference(module: object) -> None:
+    names = {f"{module.__name__}.{name}" for name in module.__all__}
+    assert names
+    assert names <= described()
+
+
+@pytest.mark.parametrize("module", ["celery", "django", "opentelemetry", "prometheus"])
+def test_every_name_of_an_adapter_is_in_the_reference(module: str) -> None:
+    """Read, not imported: that needs what it is an adapter to."""
+    source = (ROOT / "gnats" / "contrib" / f"{module}.py").read_text("utf-8")
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    assert names
+    assert {f"gnats.contrib.{module}.{name}" for name in names} <= described()
+
+
+def test_the_reference_has_only_what_exists() -> None:
+    adapters = ("gnats.contrib.celery", "gnats.contrib.django", "gnats.contrib.opentelemetry")
+    for name in described():
+        home, _, last = name.rpartition(".")
+        if not name.startswith((*adapters, "gnats.contrib.prometheus")):
+            assert hasattr(importlib.import_module(home), last), name
+
+
+@pytest.mark.parametrize(
+    "group", [*GROUPS, gnats.TLSOptions, gnats.Stats, gnats.Health], ids=lambda g: g.__name__
+)
+def test_every_field_says_what_it_is(group: type) -> None:
+    lines, _ = inspect.getsourcelines(group)
+    for field in dataclasses.fields(group):
+        (at,) = (n for n, line in enumerate(lines) if re.match(rf"    {field.name}: ", line))
+        assert "#:" in lines[at] or lines[at - 1].strip().startswith("#:"), field.name
+
+
+# -- options in tables -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("page", "heading", "number"),
     [
-        ("from-nats-py.md", "nats-py", 1),
-        ("from-go.md", r"Go \| Zig", 2),
+        ("from-nats-py.md", r"nats-py \| gnats \| what differs", 1),
+        ("from-go.md", r"nats\.go \| gnats \| default", 1),
+        ("from-go.md", r"nats-io \| lalinsky \| gnats", 2),
         ("production.md", "you want", 1),
     ],
 )
 def test_the_tables_name_our_options(page: str, heading: str, number: int) -> None:
-    names: set[str] = set()
-    for cell in columns(page, number, heading):
-        if "conn." in cell or "gevent" in cell or "msg" in cell or "gnats." in cell:
-            continue
-        names |= {name.partition("=")[0] for name in re.findall(r"`(\w[\w=.-]*)`", cell)}
-    assert len(names) > 5
-    calls = {"publish", "timeout"}
-    assert names - calls <= OPTIONS, names - calls - OPTIONS
+    cells = [cell for (cell,) in columns(page, heading, number)]
+    names = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+    assert len(names) > 8
+    assert names - NO_OPTIONS - {"gnats"} <= OPTIONS
+
+
+def test_the_defaults_beside_gos_names() -> None:
+    fields = {f.name: f for group in GROUPS for f in dataclasses.fields(group)}
+    checked = 0
+    for ours, told in columns("from-go.md", r"nats\.go \| gnats \| default", 1, 2):
+        names = ticked(ours)
+        words = re.split(r"[;:(]| for | after | per | without ", told)[0].strip()
+        values = [part.strip(" `") for part in words.split(",")]
+        if len(values) != len(names):
+            values = values[:1] * len(names)
+        for name, value in zip(names, values):
+            value = re.sub(r"(\d+) (Ki|MiB)", _bytes, value)
+            assert str(ast.literal_eval(value)) == str(fields[name].default), name
+            checked += 1
+    assert checked > 30
+
+
+def _bytes(match: re.Match[str]) -> str:
+    return str(int(match[1]) * {"Ki": 1024, "MiB": 1024 * 1024}[match[2]])
 
 
 def test_nats_pys_names_are_those_that_an_error_would_tell() -> None:
-    ours = {
-        old: new
-        for old, new in zip(
-            columns("from-nats-py.md", 0, "nats-py"), columns("from-nats-py.md", 1, "nats-py")
-        )
-        if re.fullmatch(r"`\w+`", old) and re.fullmatch(r"`\w+`", new) and old != new
-    }
-    assert len(ours) > 6
-    for old, new in ours.items():
-        with pytest.raises(TypeError, match=rf"did you mean '{new.strip('`')}'"):
-            gnats.Connection(**{old.strip("`"): 1})
+    rows = columns("from-nats-py.md", r"nats-py \| gnats \| what differs", 0, 1)
+    renamed = [
+        (ticked(old)[0], ticked(new)[0])
+        for old, new in rows
+        if len(ticked(old)) == len(ticked(new)) == 1 and old != new
+    ]
+    assert len(renamed) > 8
+    for old, new in renamed:
+        with pytest.raises(TypeError, match=rf"did you mean '{new}'"):
+            gnats.Connection(**{old: 1})
+
+
+def test_what_is_the_same_is_so() -> None:
+    rows = columns("from-nats-py.md", r"nats-py \| gnats \| what differs", 0, 1)
+    same = {name for old, new in rows if new == "the same" for name in ticked(old)}
+    assert len(same) > 10
+    assert same <= OPTIONS
+
+
+def test_every_option_of_nats_py_is_told() -> None:
+    client = pytest.importorskip("nats.aio.client")
+    rows = columns("from-nats-py.md", r"nats-py \| gnats \| what differs", 0)
+    told = {name for (cell,) in rows for name in ticked(cell)}
+    assert told == set(inspect.signature(client.Client.connect).parameters) - {"self"}

@@ -51,16 +51,20 @@ PACKAGES = {
 FRAMEWORKS = re.compile(rf"^from (?:gnats\.contrib\.)?({'|'.join(PACKAGES)})", re.MULTILINE)
 
 
+def shown(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 def blocks(*languages: str) -> list[Any]:
     """The fenced blocks in *languages*, each named by its page and line."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for match in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             if match[1] in languages:
                 line = text.count("\n", 0, match.start()) + 1
                 marks = [pytest.mark.frameworks] if FRAMEWORKS.search(match[2]) else []
-                found.append(pytest.param(match[2], id=f"{page.name}:{line}", marks=marks))
+                found.append(pytest.param(match[2], id=f"{shown(page)}:{line}", marks=marks))
     return found
 
 
@@ -213,7 +217,7 @@ def test_the_counters() -> None:
     assert named >= {"sent", "uncertain", "dropped", "buffered"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=shown)
 def test_errors_links_and_places(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for error in set(re.findall(r"`(\w+Error)`", text)):
