@@ -120,7 +120,25 @@ def read_arguments(
         lines[:] = GoogleDocstring(lines, what=what, name=name, obj=obj).lines()
 
 
+_ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
+
+
+def name_aliases(
+    _app: Any,
+    _what: str,
+    _name: str,
+    _obj: Any,
+    _options: Any,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """An alias within a union is shown by Sphinx as what stands for it: here is its name."""
+    named = [part and _ALIAS.sub(r"\1", part) for part in (signature, returns)]
+    return named[0], named[1]
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", lead_out)
     app.connect("autodoc-process-docstring", read_arguments)
+    app.connect("autodoc-process-signature", name_aliases)
