@@ -24,7 +24,7 @@ from shell import COMMAND, PATIENCE, Running, environ, gnats, on_a_terminal, run
 import gnats as library
 from gnats.cli import exits, flags, payloads
 from gnats.cli.program import COMMANDS, parser
-from gnats.testing import FakeServer, NatsServer, free_port, wait_until
+from gnats.testing import FakeServer, NatsServer, free_port, hold, wait_until
 
 # Most of it depends on no loop and no gevent; what does (signals, forks) has no mark.
 once = pytest.mark.once
@@ -291,6 +291,70 @@ def test_sub_json(
         "data": "ä\n",
     }
     assert base64.b64decode(second["data_base64"]) == b"\xff"
+
+
+@once
+def test_sub_counts_in_a_queue_group_and_leaves_the_rest_to_others(
+    shared_nats_server: NatsServer, conn: library.Connection, subject: str, tmp_path: Path
+) -> None:
+    words = ["--queue", "q", "-n", "3", "--raw"]
+    with subscribed(tmp_path, shared_nats_server, subject, *words) as command:
+        rest = conn.subscribe(subject, queue="q")
+        for number in range(100):
+            conn.publish(subject, b"%d" % number)
+        conn.flush()
+        command.end()
+        shown = [int(line) for line in command.out.split()]
+        assert len(shown) == 3
+        others = [int(rest.next_msg(5).data) for _ in range(97)]
+        assert sorted(shown + others) == list(range(100))
+
+
+@once
+def test_sub_shows_a_message_whose_headers_cannot_be_read(fake_server: Any) -> None:
+    def script(client: Any) -> None:
+        client.handshake()
+        client.expect("SUB")
+        client.expect("PING")
+        client.send(b"HMSG a 1 9 11\r\nnonsense\nhi\r\nPONG\r\n")
+        client.serve()
+
+    server: FakeServer = fake_server(script)
+    done = gnats("sub", "a", "-n", "1", "--json", "-s", server.url)
+    (facts,) = done.json
+    assert facts["data"] == "hi"
+    assert "header" in facts["headers_error"]
+
+
+@once
+def test_standard_output_that_is_closed(url: str, subject: str) -> None:
+    command = shlex.join([*COMMAND, "health", "-s", url])
+    process = Popen(["bash", "-c", f"{command} >&-"], stderr=PIPE, env=environ())
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert b"standard output is closed" in err
+
+
+def test_a_second_ctrl_c_ends_it_at_once(fake_server: Any, tmp_path: Path) -> None:
+    """The server never answers: the drain would wait for it."""
+
+    def script(client: Any) -> None:
+        client.handshake()
+        client.expect("SUB")
+        client.expect("PING")
+        client.send(b"PONG\r\n")
+        hold(client)
+
+    server: FakeServer = fake_server(script)
+    with running(tmp_path, "sub", "a", "-s", server.url) as command:
+        command.await_err("listening")
+        command.signal()
+        gevent.sleep(0.3)  # the drain has begun, or is about to: either way it waits
+        assert command.process.poll() is None
+        command.signal()
+        command.process.wait(5)
+        assert command.process.returncode == 130
+        assert "Traceback" not in command.err
 
 
 @once

@@ -21,7 +21,8 @@ from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, connected, count, seconds
+from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.link import confirm, connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output
 from gnats.cli.progress import progress
@@ -135,7 +136,7 @@ class Stream:
         publish, subject, payload = conn.publish, self._subject, self._payload
         for _ in range(share):
             publish(subject, payload)
-        conn.flush(None)
+        confirm(conn)
 
     def _await_readers(self) -> None:
         """Until all have all, or nothing comes any more."""
@@ -166,7 +167,7 @@ class Reader:
         self._expected = -1
         self._began = 0.0
         conn.subscribe(subject, cb=self._take)
-        conn.flush()
+        confirm(conn)
 
     def begin(self, expected: int) -> None:
         self._expected = expected
@@ -198,7 +199,7 @@ class Requests:
         for _ in range(arguments.sub):
             conn = link()
             conn.subscribe(self._subject, queue=_QUEUE, cb=lambda msg: msg.respond(msg.data))
-            conn.flush()
+            confirm(conn)
 
     def done(self) -> int:
         return len(self._times)

@@ -1,4 +1,4 @@
-"""The flags that every command knows: which servers, who we are, TLS; and the connection by them.
+"""The flags that every command knows: which servers, who we are, TLS, output; kinds of values.
 
 Names are those of the `nats` program; so are the environment variables. A flag of a kind given on
 the command line makes the environment's of that kind count no more.
@@ -7,16 +7,11 @@ the command line makes the environment's of that kind count no more.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
-
-from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.notices import say
 
 _DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -123,79 +118,6 @@ def _values(arguments: argparse.Namespace, flags: dict[str, Any]) -> dict[str, s
         for name, (_, variable, _, _) in flags.items()
         if os.environ.get(variable)
     }
-
-
-class Refusals:
-    """What the server has refused us on this connection: to publish, to subscribe."""
-
-    def __init__(self) -> None:
-        self.happened = Event()
-
-    def on_error(self, _conn: gnats.Connection, error: Exception) -> None:
-        """Say what nobody else is told. Of failed attempts to connect the notices say enough."""
-        if isinstance(error, gnats.errors.HandlerError):
-            if isinstance(error.__cause__, exits.OutputClosed):
-                return
-        elif not isinstance(error, (gnats.errors.ServerError, gnats.errors.SlowConsumerError)):
-            return
-        say(f"gnats: {error}", "error")
-        if isinstance(error, gnats.errors.PermissionsError):
-            self.happened.set()
-
-
-@contextlib.contextmanager
-def connected(
-    arguments: argparse.Namespace, refusals: Refusals | None = None, **more: Any
-) -> Iterator[gnats.Connection]:
-    """A connection by the flags that tells of its losses and returns, never gives up, and drains
-    when it is left, interrupted or not. A second signal during that closes it."""
-    told = {} if getattr(arguments, "quiet", False) else _notices()
-    told["error_cb"] = (refusals or Refusals()).on_error
-    fields = {"max_reconnect": -1, "reconnect_wait": 0.5, "reconnect_max_wait": 2.0}
-    conn = gnats.connect(servers(arguments), **{**fields, **told, **options(arguments), **more})
-    try:
-        if not conn.is_connected:  # --retry, and no server yet
-            say(f"no server at {_public(conn)} yet: waiting for one", "lost")
-            conn.wait_for_status("connected")
-        yield conn
-    except exits.Interrupted:
-        _leave(conn)
-        raise
-    except BaseException:  # it has failed: there is nothing more to wait for
-        conn.close()
-        raise
-    _leave(conn)
-
-
-def _public(conn: gnats.Connection) -> str:
-    return ", ".join(str(url) for url in conn.servers)  # without credentials
-
-
-def _leave(conn: gnats.Connection) -> None:
-    """Finish what is here while there is a link; without one there is nothing to wait for."""
-    try:
-        if conn.is_connected:
-            conn.drain()
-    except (gnats.errors.DrainTimeoutError, gnats.errors.ConnectionClosedError) as exc:
-        say(f"gnats: {exc}", "error")
-    finally:
-        conn.close()
-
-
-def _notices() -> dict[str, Any]:
-    """Callbacks that tell of losses and returns."""
-
-    def lost(conn: gnats.Connection) -> None:
-        if not conn.is_draining and not conn.is_closed:
-            say(f"lost the server: {conn.last_error}; looking for one", "lost")
-
-    def back(conn: gnats.Connection) -> None:
-        say(f"back, at {conn.connected_url}", "back")
-
-    def leaving(conn: gnats.Connection) -> None:
-        say(f"{conn.connected_url} is going away: moving to another server", "lost")
-
-    return {"disconnected_cb": lost, "reconnected_cb": back, "lame_duck_cb": leaving}
 
 
 # -- kinds of values ---------------------------------------------------------------------------

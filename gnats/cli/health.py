@@ -14,7 +14,8 @@ from typing import Any
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, connected, seconds
+from gnats.cli.flags import add_connection, add_output, seconds
+from gnats.cli.link import connected
 from gnats.cli.notices import say
 from gnats.cli.output import Output
 

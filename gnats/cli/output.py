@@ -30,6 +30,8 @@ class Output:
     """Bytes to standard output. One greenlet writes what has come together, then ends."""
 
     def __init__(self) -> None:
+        if sys.stdout is None:  # `>&-`
+            raise exits.CommandError("standard output is closed: there is nowhere to write to")
         sys.stdout.flush()
         self._descriptor = sys.stdout.fileno()
         self._chunks: list[bytes] = []
@@ -103,10 +105,13 @@ def as_json(msg: gnats.Msg, **more: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {**more, "subject": msg.subject}
     if msg.reply:
         facts["reply"] = msg.reply
-    if msg.headers is not None:
-        facts["headers"] = {name: msg.headers.get_all(name) for name, _ in msg.headers.pairs()}
-        if msg.headers.status is not None:
-            facts["status"] = msg.headers.status
+    headers = _headers_of(msg)
+    if isinstance(headers, str):
+        facts["headers_error"] = headers
+    elif headers is not None:
+        facts["headers"] = {name: headers.get_all(name) for name, _ in headers.pairs()}
+        if headers.status is not None:
+            facts["status"] = headers.status
     facts["time"] = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     try:
         facts["data"] = msg.data.decode("utf-8")
@@ -119,14 +124,25 @@ def as_text(msg: gnats.Msg, title: str) -> bytes:
     """*msg* for a person. On a terminal nothing in it can command the terminal."""
     reply = f', reply to "{msg.reply}"' if msg.reply else ""
     head = [f'{title} on "{msg.subject}"{reply}']
-    if msg.headers is not None:
-        if msg.headers.status is not None:
-            head.append(f"{msg.headers.status} {msg.headers.description}".rstrip())
-        head += [f"{name}: {value}" for name, value in msg.headers.pairs()]
+    headers = _headers_of(msg)
+    if isinstance(headers, str):
+        head += [f"({headers})", ""]
+    elif headers is not None:
+        if headers.status is not None:
+            head.append(f"{headers.status} {headers.description}".rstrip())
+        head += [f"{name}: {value}" for name, value in headers.pairs()]
         head.append("")
     lines = "\n".join(head).encode("utf-8", "replace")
     text = lines + b"\n" + msg.data + b"\n\n"
     return _harmless(text) if is_terminal(sys.stdout) else text
+
+
+def _headers_of(msg: gnats.Msg) -> gnats.Headers | str | None:
+    """Its headers; or why they cannot be read, which is no reason not to show the message."""
+    try:
+        return msg.headers
+    except gnats.errors.ProtocolError as exc:
+        return str(exc)
 
 
 def as_raw(msg: gnats.Msg) -> bytes:

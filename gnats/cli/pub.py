@@ -18,7 +18,8 @@ import gevent
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import Refusals, add_connection, add_output, connected, count, seconds
+from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.link import Refusals, confirm, connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output
 from gnats.cli.payloads import add_payload, payloads
@@ -50,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     began, refusals = time.monotonic(), Refusals()
     with connected(arguments, refusals, replay_unconfirmed=arguments.at_least_once) as conn:
-        _publish(conn, arguments)
+        try:
+            _publish(conn, arguments)
+        except exits.Interrupted:
+            say(f"interrupted: {plural(conn.stats.accepted, 'message')} published", "lost")
+            raise
         _confirm(conn, arguments.timeout)
         stats = conn.stats
     _report(arguments, stats, time.monotonic() - began)
@@ -88,22 +93,16 @@ def _publish_one(
 
 
 def _confirm(conn: gnats.Connection, timeout: float) -> None:
-    """Until the server has processed all, through outages. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            conn.flush(max(0.0, deadline - time.monotonic()))
-            return
-        except gnats.errors.FlushInterruptedError:
-            continue  # the link was lost meanwhile: ask the next one
-        except gnats.errors.TimeoutError as exc:
-            stats = conn.stats
-            raise exits.CommandError(
-                f"no confirmation within {timeout:g} s: {stats.buffered} of "
-                f"{plural(stats.accepted, 'message')} were not written, {stats.uncertain} are "
-                "uncertain",
-                exits.TIME_IS_UP,
-            ) from exc
+    try:
+        confirm(conn, timeout)
+    except gnats.errors.TimeoutError as exc:
+        stats = conn.stats
+        raise exits.CommandError(
+            f"no confirmation within {timeout:g} s: {stats.buffered} of "
+            f"{plural(stats.accepted, 'message')} were not written, "
+            f"{stats.uncertain} are uncertain",
+            exits.TIME_IS_UP,
+        ) from exc
 
 
 def _report(arguments: argparse.Namespace, stats: gnats.Stats, elapsed: float) -> None:

@@ -18,7 +18,8 @@ from gevent.subprocess import PIPE, Popen, TimeoutExpired
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import Refusals, add_connection, add_output, connected, count, seconds
+from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.link import Refusals, confirm, connected
 from gnats.cli.notices import say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 from gnats.cli.payloads import add_headers, fill_in, payloads
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_msgs=arguments.count,
             concurrency=_AT_ONCE if arguments.command is not None else 1,
         )
-        conn.flush()
+        confirm(conn)
         if not arguments.quiet:
             say(f"answering on {arguments.subject}", "faint")
         return _wait(arguments, service, refusals, output)

@@ -15,7 +15,8 @@ import time
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, connected, count, seconds
+from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.link import connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 from gnats.cli.payloads import add_payload, payloads

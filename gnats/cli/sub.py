@@ -18,7 +18,8 @@ from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import Refusals, add_connection, add_output, connected, count, seconds
+from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.link import Refusals, confirm, connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 
@@ -38,9 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     refusals = Refusals()
     with Output() as output, connected(arguments, refusals) as conn:
         printer = Printer(arguments, output, "received")
+        # The server then sends no more than that, which a queue group would miss. Of several
+        # subjects nobody knows which one will bring them.
+        most = arguments.count if len(arguments.subject) == 1 else 0
         for subject in arguments.subject:
-            conn.subscribe(subject, queue=arguments.queue, cb=printer.take)
-        conn.flush()
+            conn.subscribe(subject, queue=arguments.queue, cb=printer.take, max_msgs=most)
+        confirm(conn)
         if not arguments.quiet:
             say(f"listening on {', '.join(arguments.subject)}", "faint")
         return _wait(arguments, printer, refusals)
