@@ -315,6 +315,7 @@ def test_sub_shows_a_message_whose_headers_cannot_be_read(fake_server: Any) -> N
     def script(client: Any) -> None:
         client.handshake()
         client.expect("SUB")
+        client.expect("UNSUB")  # --count 1
         client.expect("PING")
         client.send(b"HMSG a 1 9 11\r\nnonsense\nhi\r\nPONG\r\n")
         client.serve()
