@@ -205,6 +205,21 @@ def test_pub_through_an_outage(nats_server: NatsServer, tmp_path: Path) -> None:
     assert (facts["published"], facts["reconnects"], facts["dropped"]) == (100, 1, 0)
 
 
+def test_pub_interrupted_without_a_server_says_what_it_could_not_send(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    words = ["tick", "x", "-n", "1000", "--sleep", "5ms"]
+    with running(tmp_path, "pub", "-s", nats_server.url, *words) as command:
+        wait_until(lambda: nats_server.varz()["in_msgs"] > 5, PATIENCE)
+        nats_server.kill()
+        command.await_err("lost the server")
+        gevent.sleep(0.2)  # let it publish into the outage
+        command.signal()
+        command.end(130)
+    assert re.search(r"interrupted: \d+ messages published", command.err)
+    assert re.search(r"gnats: \d+ messages? could not be sent", command.err)
+
+
 @once
 def test_pub_without_confirmation(fake_server: Any, subject: str) -> None:
     def script(client: Any) -> None:

@@ -75,7 +75,8 @@ def test_no_file_of_gnats_asks_the_wall_clock() -> None:
     wall = re.compile(r"time\.time\(|from time import .*\btime\b|\bdatetime\b|localtime|gmtime")
     package = Path(gnats.__file__).parent
     found = {file.name for file in package.rglob("*.py") if wall.search(file.read_text("utf-8"))}
-    assert found == {"health.py"}, "that one only tells people the time"
+    told = {"health.py", "output.py", "payloads.py"}
+    assert found == told, "those only tell people the time"
 
 
 # -- the judgement: it must be able to find fault -------------------------------------------------

@@ -13,7 +13,7 @@ from gevent.event import Event
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import options, servers
-from gnats.cli.notices import say
+from gnats.cli.notices import plural, say
 
 
 class Refusals:
@@ -53,7 +53,7 @@ def connected(
         _leave(conn)
         raise
     except BaseException:  # it has failed: there is nothing more to wait for
-        conn.close()
+        _close(conn)
         raise
     _leave(conn)
 
@@ -70,7 +70,15 @@ def _leave(conn: gnats.Connection) -> None:
     except (gnats.errors.DrainTimeoutError, gnats.errors.ConnectionClosedError) as exc:
         say(f"gnats: {exc}", "error")
     finally:
-        conn.close()
+        _close(conn)
+
+
+def _close(conn: gnats.Connection) -> None:
+    """Close, and tell what was accepted and could not be sent."""
+    conn.close()
+    dropped = conn.stats.dropped
+    if dropped:
+        say(f"gnats: {plural(dropped, 'message')} could not be sent", "error")
 
 
 def _notices() -> dict[str, Any]:

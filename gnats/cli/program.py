@@ -37,8 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(arguments.run(arguments))
     except exits.Interrupted as interrupted:
         return interrupted.status
-    except KeyboardInterrupt:  # the second one
-        return exits.INTERRUPTED
     except (exits.OutputClosed, BrokenPipeError):
         _forget_output()
         return exits.BROKEN_PIPE
@@ -74,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """The first signal lets the command end in good order; the second ends it at once."""
+    """The first signal lets the command end in good order; the second cuts that short, by the same
+    way; the third is the system's: it ends us wherever we are."""
     before = {
         signum: signal.getsignal(signum)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -83,9 +82,14 @@ def _signals() -> Iterator[None]:
     main_greenlet = gevent.getcurrent()
     loop = gevent.get_hub().loop
 
+    came = 0
+
     def interrupt(signum: int, _frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.default_int_handler)
+        nonlocal came
+        came += 1
+        if came > 1:
+            for each in before:
+                signal.signal(each, signal.SIG_DFL)
         # Not here, in the midst of whatever greenlet runs: where the main one waits.
         loop.run_callback_threadsafe(main_greenlet.throw, exits.Interrupted(signum))
 
