@@ -162,7 +162,7 @@ def test_all_wait_once_and_together(
 
 
 #: What a busy machine may add to a wait, in seconds.
-PAUSE = 1.0
+PAUSE = 2.0
 
 
 def test_no_wait_at_all(make: Make, nowhere: str, caplog: pytest.LogCaptureFixture) -> None:
