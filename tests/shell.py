@@ -137,12 +137,17 @@ def running(
             process.wait()
 
 
-def on_a_terminal(words: Sequence[str], size: tuple[int, int] = (40, 120), **env: str) -> Done:
+def on_a_terminal(
+    words: Sequence[str],
+    size: tuple[int, int] = (40, 120),
+    command: Sequence[str] = COMMAND,
+    **env: str,
+) -> Done:
     """Run to its end on a terminal of its own; ``out`` is all that it showed."""
     rows, columns = size
     master, slave = pty.openpty()
     process = Popen(
-        [*COMMAND, *words],
+        [*command, *words],
         stdin=slave,
         stdout=slave,
         stderr=slave,

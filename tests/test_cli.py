@@ -648,7 +648,6 @@ def test_bench_wants_someone(url: str) -> None:
 
 def test_bench_is_interrupted(url: str, tmp_path: Path) -> None:
     with running(tmp_path, "bench", "-n", "90,000,000", "-s", url) as command:
-        gevent.sleep(0)
         wait_until(lambda: _has_begun(command.process.pid), PATIENCE)
         command.signal()
         command.end(130)
@@ -898,15 +897,12 @@ def test_every_command_has_an_example_that_parses() -> None:
 
 @once
 def test_without_rich_there_are_lines(url: str) -> None:
-    program = (
-        "import sys; sys.modules['rich'] = None\n"
-        "from gnats.cli import main\n"
-        f"sys.exit(main(['bench', '-n', '1000', '-s', {url!r}]))"
-    )
-    process = Popen([sys.executable, "-c", program], stdout=PIPE, stderr=PIPE, env=environ())
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert b"msg/s" in out
+    program = "import sys; sys.modules['rich'] = None; from gnats.cli import main; sys.exit(main())"
+    words = ["bench", "--sub", "0", "-n", "3,000,000", "-s", url]
+    done = on_a_terminal(words, command=[sys.executable, "-c", program])
+    assert done.status == 0
+    assert re.search(r"publish: [\d,]+ of 3,000,000 \(\d+ %\)", done.err)
+    assert "━" not in done.err
 
 
 # -- the page ----------------------------------------------------------------------------------

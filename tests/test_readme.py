@@ -37,7 +37,7 @@ PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 URL = "nats://127.0.0.1:4222"
 INSTALL_TOX = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
-WEB = "gunicorn app:application"  # docs/start.md; test_gunicorn.py runs such
+WEB = "gunicorn app:application"  # docs/start.md; test_start.py runs it
 TIMEOUT = 30.0  # seconds for one block of code
 
 # What a block may be about that only `tox run -e frameworks` is sure to have, and its package.
