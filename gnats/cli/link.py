@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
+import gevent
 from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import options, servers
 from gnats.cli.notices import plural, say
+from gnats.cli.output import Output
 
 
 class Refusals:
@@ -109,3 +111,26 @@ def confirm(conn: gnats.Connection, timeout: float | None = None) -> None:
             return
         except gnats.errors.FlushInterruptedError:
             continue  # the link was lost meanwhile: ask the next server
+
+
+def listen(
+    arguments: argparse.Namespace,
+    over: Event,
+    refusals: Refusals,
+    output: Output,
+    timeout: float | None = None,
+) -> int:
+    """Until it is *over*, refused, or interrupted, *timeout* seconds at most; the exit status.
+
+    Switches. Raises OutputClosed, and Interrupted when ``--count`` has not come to its end.
+    """
+    try:
+        gevent.wait((over, refusals.happened, output.closed), timeout=timeout, count=1)
+    except exits.Interrupted:
+        if arguments.count:
+            raise
+    if output.closed.is_set():
+        raise exits.OutputClosed
+    if refusals.happened.is_set():
+        return exits.FAILED
+    return exits.TIME_IS_UP if arguments.count and not over.is_set() else exits.DONE

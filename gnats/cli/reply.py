@@ -19,11 +19,10 @@ from gevent.subprocess import PIPE, Popen, TimeoutExpired
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, count, seconds
-from gnats.cli.link import Refusals, confirm, connected
+from gnats.cli.link import Refusals, confirm, connected, listen
 from gnats.cli.notices import say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 from gnats.cli.payloads import add_headers, fill_in, payloads
-from gnats.cli.sub import wait_for_any
 
 _QUEUE = "gnats-reply"
 _AT_ONCE = 8  # commands
@@ -69,20 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         confirm(conn)
         if not arguments.quiet:
             say(f"answering on {arguments.subject}", "faint")
-        return _wait(arguments, service, refusals, output)
-
-
-def _wait(
-    arguments: argparse.Namespace, service: Service, refusals: Refusals, output: Output
-) -> int:
-    try:
-        wait_for_any((service.over, refusals.happened, output.closed))
-    except exits.Interrupted:
-        if arguments.count:
-            raise
-    if output.closed.is_set():
-        raise exits.OutputClosed
-    return exits.FAILED if refusals.happened.is_set() else exits.DONE
+        return listen(arguments, service.over, refusals, output)
 
 
 class Service:

@@ -11,15 +11,13 @@ server is looked for again, with all subscriptions.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-import gevent
 from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, count, seconds
-from gnats.cli.link import Refusals, confirm, connected
+from gnats.cli.link import Refusals, confirm, connected, listen
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 
@@ -52,24 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wait(arguments: argparse.Namespace, printer: Printer, refusals: Refusals) -> int:
     """Until it is over; the exit status. What is here by then is still shown, while we drain."""
-    try:
-        wait_for_any((printer.over, refusals.happened, printer.output.closed), arguments.timeout)
-    except exits.Interrupted:
-        if arguments.count:
-            raise
-    if printer.output.closed.is_set():
-        raise exits.OutputClosed
-    if refusals.happened.is_set():
-        return exits.FAILED
-    if arguments.count and not printer.over.is_set():
+    status = listen(arguments, printer.over, refusals, printer.output, arguments.timeout)
+    if status == exits.TIME_IS_UP:
         say(f"time is up: {printer.number} of {plural(arguments.count, 'message')}", "error")
-        return exits.TIME_IS_UP
-    return exits.DONE
-
-
-def wait_for_any(events: Sequence[Event], timeout: float | None = None) -> None:
-    """Until one of *events* is set, or *timeout* seconds long. Switches."""
-    gevent.wait(events, timeout=timeout, count=1)
+    return status
 
 
 class Printer:
