@@ -157,11 +157,12 @@ def test_a_doubled_message_is_a_fault_unless_at_least_once() -> None:
     assert books.faults(record, True) == []
 
 
-def test_what_a_group_misses_is_told_and_not_judged() -> None:
+def test_what_a_group_misses_of_what_was_sent_again_is_told_and_not_judged() -> None:
     record = well()
     record.readers[1].members[0].remove(4)
     assert books.faults(record, True) == []
     assert "5 delivered, 1 missing" in books.as_text(record)
+    assert books.faults(record, False) == ["queue group: 1 lost, the first is number 4"]
 
 
 def test_disorder_is_a_fault_but_not_of_a_group() -> None:

@@ -32,9 +32,9 @@ def faults(record: Record, keep: bool) -> list[str]:
 def _faults_of(reader: Readers, published: int, uncertain: int, keep: bool) -> list[str]:
     found = []
     missing = reader.missing(published)
-    # What a group misses is told and not judged: when a server of a cluster is killed, messages of
-    # that moment reached every plain reader and, rarely, no member of the group.
-    if len(missing) > uncertain and not reader.is_group:
+    # What a group misses of what was sent again is told and not judged: when a server of a cluster
+    # is killed, messages of that moment reached every plain reader and, rarely, no member.
+    if len(missing) > uncertain and not (reader.is_group and keep):
         found.append(f"{reader.name}: {len(missing)} lost, the first is number {missing[0]}")
     if reader.doubled and not keep:
         found.append(f"{reader.name}: {plural(reader.doubled, 'message')} came twice")
