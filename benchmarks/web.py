@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         rates: list[float] = []
         for _ in range(options.rounds):
             quiet += client.measure(options.seconds)
-            before, began = client.received(), time.monotonic()
             with _flood(server.url, options.rate):
+                client.await_messages()
+                before, began = client.received(), time.monotonic()
                 flooded += client.measure(options.seconds)
                 rates.append((client.received() - before) / (time.monotonic() - began))
     for name, value in describe().items():
@@ -78,6 +79,15 @@ class _Client:
 
     def received(self) -> int:
         return int(self._get("/received"))
+
+    def await_messages(self) -> None:
+        """Until the flood has come: its sender is a process that has to start first."""
+        before = self.received()
+        deadline = time.monotonic() + START_TIMEOUT
+        while self.received() == before:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the flood did not come within {START_TIMEOUT} s")
+            time.sleep(0.01)
 
     def measure(self, seconds: float) -> list[float]:
         """Seconds that each page took, from when it was due: a page that was held up by the one

@@ -157,12 +157,18 @@ def test_a_doubled_message_is_a_fault_unless_at_least_once() -> None:
     assert books.faults(record, True) == []
 
 
-def test_what_a_group_misses_of_what_was_sent_again_is_told_and_not_judged() -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_group_misses_at_a_killed_server_is_told_and_not_judged(keep: bool) -> None:
     record = well()
     record.readers[1].members[0].remove(4)
-    assert books.faults(record, True) == []
+    assert books.faults(record, keep) == ["queue group: 1 lost, the first is number 4"]
+    record.shadows.append(range(3, 5))
+    assert books.faults(record, keep) == []
     assert "5 delivered, 1 missing" in books.as_text(record)
-    assert books.faults(record, False) == ["queue group: 1 lost, the first is number 4"]
+    assert "1 given by the servers to members at a killed one" in books.as_text(record)
+    assert books.as_dict(record)["readers"]["queue group"]["missing_at_killed_server"] == 1
+    record.readers[0].members[0].remove(4)
+    assert books.faults(record, keep) == ["callback: 1 lost, the first is number 4"]
 
 
 def test_disorder_is_a_fault_but_not_of_a_group() -> None:

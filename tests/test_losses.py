@@ -28,7 +28,7 @@ from gnats.errors import (
     StaleConnectionError,
     WriteStalledError,
 )
-from gnats.testing import ChaosLink, ChaosProxy, NatsServer, wait_until
+from gnats.testing import ChaosLink, ChaosProxy, NatsCluster, NatsServer, wait_until
 
 FAST: dict[str, Any] = {"reconnect_wait": 0.01, "reconnect_jitter": 0.0, "max_reconnect": -1}
 PATIENCE = 30.0  # seconds for what should take less than one
@@ -464,6 +464,37 @@ def test_a_server_killed_a_hundred_times(
     request: pytest.FixtureRequest, rng: random.Random, keep: bool, reader: str
 ) -> None:
     massacre(request, rng, keep, reader, 100)
+
+
+def test_a_cluster_gives_messages_of_a_group_to_members_at_a_dead_server() -> None:
+    """The servers' way, not ours: until they notice. Plain readers lose nothing by it."""
+    plain: list[int] = []
+    group: list[int] = []
+    with NatsCluster(3) as cluster:
+        with gnats.connect(cluster.urls, ping_interval=0.2, max_pings_out=1, **FAST) as conn:
+            conn.subscribe(SUBJECT, cb=lambda msg: plain.append(int(msg.data)))
+            for _ in range(2):
+                conn.subscribe(SUBJECT, queue="group", cb=lambda msg: group.append(int(msg.data)))
+            flush_through(conn)
+            (dead,) = (s for s in cluster if conn.connected_url and s.port == conn.connected_url.port)
+            dead.pause()  # its sockets stay open: the other servers think that it lives
+            wait_until(lambda: conn.stats.reconnects == 1, PATIENCE)
+            publish_numbers(conn, range(200))
+            wait_until(lambda: len(plain) == 200, PATIENCE)
+            assert 0 < len(group) < 200
+            dead.kill()  # they close: now all know
+            cluster.wait_formed()
+            group.clear()
+            publish_numbers(conn, range(200, 400))
+            wait_until(lambda: len(group) == 200, PATIENCE)
+        assert sorted(group) == list(range(200, 400))
+        assert plain == list(range(400))
+
+
+def publish_numbers(conn: gnats.Connection, numbers: range) -> None:
+    for number in numbers:
+        conn.publish(SUBJECT, b"%d" % number)
+    conn.flush(PATIENCE)
 
 
 # -- how soon it is noticed -----------------------------------------------------------------------

@@ -25,16 +25,15 @@ def faults(record: Record, keep: bool) -> list[str]:
     if keep and stats.uncertain:
         found.append(f"{stats.uncertain} uncertain, though at-least-once was asked for")
     for reader in record.readers:
-        found += _faults_of(reader, record.published, stats.uncertain, keep)
+        found += _faults_of(reader, record, stats.uncertain, keep)
     return found
 
 
-def _faults_of(reader: Readers, published: int, uncertain: int, keep: bool) -> list[str]:
+def _faults_of(reader: Readers, record: Record, uncertain: int, keep: bool) -> list[str]:
     found = []
-    missing = reader.missing(published)
-    # What a group misses of what was sent again is told and not judged: when a server of a cluster
-    # is killed, messages of that moment reached every plain reader and, rarely, no member.
-    if len(missing) > uncertain and not (reader.is_group and keep):
+    shadowed = _shadowed(reader, record)
+    missing = [number for number in reader.missing(record.published) if number not in shadowed]
+    if len(missing) > uncertain:
         found.append(f"{reader.name}: {len(missing)} lost, the first is number {missing[0]}")
     if reader.doubled and not keep:
         found.append(f"{reader.name}: {plural(reader.doubled, 'message')} came twice")
@@ -51,6 +50,7 @@ def as_dict(record: Record) -> dict[str, Any]:
             reader.name: {
                 "delivered": reader.count,
                 "missing": len(reader.missing(record.published)),
+                "missing_at_killed_server": len(_shadowed(reader, record)),
                 "doubled": reader.doubled,
                 "in_order": reader.in_order,
             }
@@ -68,6 +68,8 @@ def as_text(record: Record) -> str:
     lines = ["", "The books", "---------", _line("published", plural(record.published, "message"))]
     for reader in record.readers:
         lines.append(_line(reader.name, _fate(reader, record.published)))
+        if shadowed := len(_shadowed(reader, record)):
+            lines.append(_line("", f"{shadowed} given by the servers to members at a killed one"))
     lines.append(_line("requests", f"{record.answered:,} of {record.asked:,} answered"))
     lengths = [f"{(end - begin) * 1000:,.0f} ms" for begin, end in _closed(record)]
     lines.append(_line("outages", f"{len(lengths)}: {', '.join(lengths)} without a server"))
@@ -99,6 +101,14 @@ def _fate(reader: Readers, published: int) -> str:
         order = "shared"
     missing = len(reader.missing(published))
     return f"{shares} delivered, {missing} missing, {reader.doubled} doubled, {order}"
+
+
+def _shadowed(reader: Readers, record: Record) -> list[int]:
+    """What a group misses because a server still gave it to members at a server that was dead: as
+    the servers do it, and told, not judged (docs/reconnection.md)."""
+    if not reader.is_group:
+        return []
+    return [number for number in reader.missing(record.published) if record.in_shadow(number)]
 
 
 def _closed(record: Record) -> list[tuple[float, float]]:

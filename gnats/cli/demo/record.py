@@ -91,6 +91,8 @@ class Record:
     events: list[Event] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     outages: list[list[float]] = field(default_factory=list)  #: [beginning, end], end may miss
+    #: Numbers that the servers may have given to members of a group at a server that was dead.
+    shadows: list[range] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     stats: gnats.Stats | None = None
 
@@ -114,6 +116,9 @@ class Record:
 
     def dial(self, port: int) -> Dialled:
         return self.dialled.setdefault(port, Dialled())
+
+    def in_shadow(self, number: int) -> bool:
+        return any(number in shadow for shadow in self.shadows)
 
     def link_lost(self) -> None:
         self.outages.append([self.now])

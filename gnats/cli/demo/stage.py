@@ -83,11 +83,14 @@ class Stage:
             conn = self.conn = self._connect()
             try:
                 with conn:
-                    self._begin(conn)
-                    self._play(CALM)
-                    for act in acts:
-                        act()
-                    record.begin_act("the application ends: drain")
+                    try:
+                        self._begin(conn)
+                        self._play(CALM)
+                        for act in acts:
+                            act()
+                        record.begin_act("the application ends: drain")
+                    finally:  # an interruption, too, ends the work before the connection drains
+                        gevent.killall(self._jobs[:2])  # the publisher and the asker
                     self._end(conn)
             finally:
                 gevent.killall(self._jobs)
@@ -100,16 +103,22 @@ class Stage:
 
     def _one_dies(self) -> None:
         self.record.begin_act("its server is killed; there are two more")
+        assert self.cluster is not None and self.conn is not None
         old = self._ours()
+        first = max(0, self.record.published - self.conn.stats.buffered)  # not written, or kept
         self._kill(old)
         self._await(lambda: self.connected_port() not in (None, old.port), "another server")
+        self.cluster.wait_formed(PATIENCE)  # the others have heard of its death
+        self.record.shadows.append(range(first, self.record.published))
         self._play(AFTER_ONE)
 
     def _all_die(self) -> None:
         self.record.begin_act("every server is killed; the application publishes on")
+        ours = self._ours()
         for server, state in self.servers():
-            if state == "running":
+            if state == "running" and server is not ours:
                 self._kill(server)
+        self._kill(ours)  # the last: so there is no other that it could try for a moment
         self._await(lambda: self.connected_port() is None, "the loss")
         self._play(OUTAGE)
 
@@ -139,8 +148,7 @@ class Stage:
         self._play(AFTER_MOVE)
 
     def _end(self, conn: gnats.Connection) -> None:
-        """Publish no more; let the readers have the rest."""
-        gevent.killall(self._jobs[:2])  # the publisher and the asker
+        """Let the readers have the rest."""
         conn.flush(PATIENCE)
         with contextlib.suppress(AssertionError):  # what is missing then is missing
             wait_until(self._all_have_all, LAST_WAIT)
