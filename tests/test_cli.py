@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 import pytest
 from authority import Authority
+from gevent.event import Event
 from gevent.subprocess import DEVNULL, PIPE, Popen
 from shell import COMMAND, PATIENCE, Running, environ, gnats, on_a_terminal, running
 
@@ -213,7 +214,7 @@ def test_pub_interrupted_without_a_server_says_what_it_could_not_send(
         wait_until(lambda: nats_server.varz()["in_msgs"] > 5, PATIENCE)
         nats_server.kill()
         command.await_err("lost the server")
-        gevent.sleep(0.2)  # let it publish into the outage
+        gevent.sleep(0.5)  # let it publish into the outage
         command.signal()
         command.end(130)
     assert re.search(r"interrupted: \d+ messages published", command.err)
@@ -354,18 +355,22 @@ def test_standard_output_that_is_closed(url: str, subject: str) -> None:
 def test_a_second_ctrl_c_ends_it_at_once(fake_server: Any, tmp_path: Path) -> None:
     """The server never answers: the drain would wait for it."""
 
+    draining = Event()
+
     def script(client: Any) -> None:
         client.handshake()
         client.expect("SUB")
         client.expect("PING")
         client.send(b"PONG\r\n")
+        client.expect("UNSUB")
+        draining.set()
         hold(client)
 
     server: FakeServer = fake_server(script)
     with running(tmp_path, "sub", "a", "-s", server.url) as command:
         command.await_err("listening")
         command.signal()
-        gevent.sleep(0.3)  # the drain has begun, or is about to: either way it waits
+        assert draining.wait(PATIENCE)
         assert command.process.poll() is None
         command.signal()
         command.process.wait(5)

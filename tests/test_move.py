@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from bisect import bisect
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,6 +161,7 @@ def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
         # Each once. Their order is the cluster's as long as the publisher stays where it is: what
         # it sends over its next link may overtake, between two servers, what it sent before.
         assert sorted(plain) == list(range(count))
+        assert rising_sequences(plain) <= len(cluster) + 1
         assert sorted(set(shared)) == list(range(count))
         assert told == []
         stats = publisher.stats
@@ -167,6 +169,25 @@ def test_a_rolling_restart_is_not_noticed(keep: bool) -> None:
         assert (stats.disconnects, subscriber.stats.disconnects) == (0, 0)
         publisher.close()
         subscriber.close()
+
+
+def rising_sequences(numbers: list[int]) -> int:
+    """Of how many rising sequences *numbers* are a merge, at least."""
+    lasts: list[int] = []  # of each sequence, sorted
+    for number in numbers:
+        index = bisect(lasts, number)
+        if index == 0:  # it is smaller than the last of each
+            lasts.insert(0, number)
+        else:
+            lasts[index - 1] = number
+    return len(lasts)
+
+
+def test_rising_sequences() -> None:
+    assert rising_sequences([]) == 0
+    assert rising_sequences([1, 2, 3]) == 1
+    assert rising_sequences([1, 5, 2, 6, 3, 4, 7]) == 2
+    assert rising_sequences([3, 2, 1]) == 3
 
 
 def _reaches_the_subscriber(server: Any) -> bool:
