@@ -476,7 +476,8 @@ def test_a_cluster_gives_messages_of_a_group_to_members_at_a_dead_server() -> No
             for _ in range(2):
                 conn.subscribe(SUBJECT, queue="group", cb=lambda msg: group.append(int(msg.data)))
             flush_through(conn)
-            (dead,) = (s for s in cluster if conn.connected_url and s.port == conn.connected_url.port)
+            url = conn.connected_url
+            (dead,) = (server for server in cluster if url and server.port == url.port)
             dead.pause()  # its sockets stay open: the other servers think that it lives
             wait_until(lambda: conn.stats.reconnects == 1, PATIENCE)
             publish_numbers(conn, range(200))

@@ -103,7 +103,8 @@ class Stage:
 
     def _one_dies(self) -> None:
         self.record.begin_act("its server is killed; there are two more")
-        assert self.cluster is not None and self.conn is not None
+        assert self.cluster is not None
+        assert self.conn is not None
         old = self._ours()
         first = max(0, self.record.published - self.conn.stats.buffered)  # not written, or kept
         self._kill(old)
