@@ -41,7 +41,7 @@ from .mailbox import Handler
 from .message import Msg
 from .metrics import Observer
 from .nuid import NUID
-from .options import LARGEST, ConnectionOptions, from_fields
+from .options import LARGEST, ConnectionOptions, check_callable, from_fields
 from .outbox import Outbox
 from .payload import Payload, to_bytes
 from .pool import ServerPool
@@ -339,11 +339,9 @@ class Connection(Publisher):
         wire = encode_filter(subject)
         if queue != "":
             check_control_line(wire, encode_queue(queue))
-        if cb is not None and not callable(cb):
-            raise OptionError("cb", f"a callable is needed, not {type(cb).__name__}")
+        check_callable("cb", cb)
+        check_callable("around", around)
         options = self._options
-        if around is not None and not callable(around):
-            raise OptionError("around", f"a callable is needed, not {type(around).__name__}")
         cb = enclose(enclose(cb, around), options.around)
         msgs_limit = (
             options.pending_msgs_limit if pending_msgs_limit is None else pending_msgs_limit
@@ -408,8 +406,8 @@ class Connection(Publisher):
         _check_count("max_msgs", max_msgs, 0)
         if sentinel is True:
             sentinel = empty_payload
-        if sentinel is not None and sentinel is not False and not callable(sentinel):
-            raise OptionError("sentinel", "True or a function of the message is needed")
+        if sentinel is not False:
+            check_callable("sentinel", sentinel)
         self._check_open("request_many")
         collector = Collector(subject, self._options.pending_msgs_limit, self._replies_full)
         reply = self._requests.open(collector)

@@ -87,7 +87,7 @@ class Drain:
             if self._leaver is not None and sub.is_unread_without(self._leaver):
                 sub.give_up()
             if not sub.await_handled(self._deadline):
-                raise TimeoutError(f"handlers of {sub.subject!r} did not end")
+                raise TimeoutError(sub.obstacle)
 
     def _drain_publishes(self) -> None:
         self._enter(S.draining_pubs)  # first: what a close has shut stays shut for its reason

@@ -192,8 +192,9 @@ class DrainTimeoutError(TimeoutError):
     def __init__(
         self, timeout: float | None, pending_msgs: int, buffered_msgs: int, why: str = ""
     ) -> None:
+        within = "its time" if timeout is None else f"{timeout:.3g} s"
         super().__init__(
-            f"drain did not end within {timeout} s{': ' + why if why else ''}; left behind: "
+            f"drain did not end within {within}{': ' + why if why else ''}; left behind: "
             f"{pending_msgs} received and not handled, {buffered_msgs} published and not written",
             timeout,
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -327,11 +329,25 @@ def _bools(options: object, *names: str) -> None:
         _instance(options, name, bool)
 
 
+def check_callable(name: str, value: object, wanted: str = "a callable") -> None:
+    """Raise OptionTypeError unless *value* is None or something to call that is not ``async``: what
+    that returns nobody awaits here, so that it would never run."""
+    if value is None:
+        return
+    if not callable(value):
+        raise OptionTypeError(name, f"{wanted} is needed, not {type(value).__name__}")
+    while isinstance(value, functools.partial):
+        value = value.func
+    for function in (value, getattr(value, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise OptionTypeError(
+                name, "a plain function is needed, not an async one: nothing awaits it here"
+            )
+
+
 def _callables(options: object, *names: str) -> None:
     for name in names:
-        value = getattr(options, name)
-        if value is not None and not callable(value):
-            raise OptionTypeError(name, f"a callable is needed, not {type(value).__name__}")
+        check_callable(name, getattr(options, name))
 
 
 def _int(options: object, *names: str, at_least: int) -> None:
@@ -365,10 +381,8 @@ _WAYS = ("user", "token", "user_credentials", "nkeys_seed", "nkeys_seed_str", "u
 def _secrets(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
-        if value is not None and not isinstance(value, str) and not callable(value):
-            raise OptionTypeError(
-                name, f"a str or a callable is needed, not {type(value).__name__}"
-            )
+        if not isinstance(value, str):
+            check_callable(name, value, "a str or a callable")
 
 
 def _check_credentials(options: ConnectionOptions) -> None:
@@ -378,6 +392,7 @@ def _check_credentials(options: ConnectionOptions) -> None:
         value = getattr(options, name)
         paths = value if isinstance(value, tuple) and name == "user_credentials" else (value,)
         if value is None or callable(value):
+            check_callable(name, value)
             continue
         if len(paths) > 2 or not all(isinstance(path, (str, os.PathLike)) for path in paths):
             raise OptionTypeError(

@@ -323,7 +323,9 @@ class Reconnector:
         self.status.to(self.drain_stage or S.connected)
         new = self._pool.discover(opened.info.connect_urls)
         session.start()
-        logger.info("gnats: connected to %s (link %d)", opened.url, session.generation)
+        # Who hears of a loss must hear of its end.
+        level = logging.INFO if first else logging.WARNING
+        logger.log(level, "gnats: connected to %s (link %d)", opened.url, session.generation)
         self._await_proof(session, opened)
         self._await_replay(session)
         self._tell("connected_cb" if first else "reconnected_cb")
@@ -501,7 +503,8 @@ class Reconnector:
             self._end_session(self.session)
         left = self._outbox.buffer.discard()
         if left:
-            logger.warning("gnats: closed with %d messages never written", left)
+            messages = "1 message" if left == 1 else f"{left} messages"
+            logger.warning("gnats: closed with %s never written", messages)
         closed = ConnectionClosedError()
         self._requests.fail_all(closed)
         self._subscriptions.end_all(closed)

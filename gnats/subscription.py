@@ -315,7 +315,7 @@ class Subscription(Mailbox):
         left = self.unhandled
         self.give_up()
         self._end(None)
-        raise DrainTimeoutError(deadline.seconds, left, 0, f"subscription to {self.subject!r}")
+        raise DrainTimeoutError(deadline.seconds, left, 0, self.obstacle)
 
     def _busy(self, own: bool) -> bool:
         if not own:
@@ -391,6 +391,13 @@ class Subscription(Mailbox):
         return self._cb is None and (
             reader is None or reader is greenlet or bool(getattr(reader, "dead", False))
         )
+
+    @property
+    def obstacle(self) -> str:
+        """What a drain that does not end waits for."""
+        if self._cb is None:
+            return f"messages of {self.subject!r} were not read"
+        return f"handlers of {self.subject!r} did not end"
 
     def give_up(self) -> int:
         """Drop what is queued, and count it. Returns how many."""

@@ -11,13 +11,14 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, TypeVar, Union
 from weakref import WeakSet
 
 import gevent
-from gevent.monkey import get_original
+from gevent.monkey import get_original, is_module_patched
 
 import gnats
 
@@ -238,8 +239,11 @@ class Nats:
         if self._home != _thread_ident():
             raise gnats.errors.WrongThreadError(
                 "the first use of a Nats that was made elsewhere (call its start() in the thread "
-                "whose loop runs)"
+                "whose loop runs; a web server needs gevent workers, not threads, as with "
+                "`gunicorn -k gevent --reload`)"
             )
+        if "gunicorn" in sys.modules:
+            warn_of_blocking()
         gnats.after_fork()
         conn = self._bound()
         if conn.is_closed:  # stopped before the fork: this process has its own
@@ -449,6 +453,20 @@ def handle_within(around: Around | None, msg: gnats.Msg, handle: Callable[[], An
         handle()
     else:
         around(msg, handle)
+
+
+_warned: int | None = None
+
+
+def warn_of_blocking() -> None:
+    """Say once in a process that its loop does not run beside the requests, if so. For adapters."""
+    global _warned
+    if _warned != os.getpid() and not is_module_patched("socket"):
+        _warned = os.getpid()
+        logger.warning(
+            "gnats: this is no gevent worker: nothing is sent or received but while a call of "
+            "gnats waits; set worker_class = 'gevent'"
+        )
 
 
 # -- every one of this process ---------------------------------------------------------------

@@ -131,6 +131,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def pytest_collection_finish() -> None:
+    """Ten thousand tests are a quarter of a million objects that every collection would visit."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_exception_interact(call: pytest.CallInfo[Any], report: object) -> None:
     """Show, with a time-out, where every greenlet was."""
     timed_out = call.excinfo is not None and "from pytest-timeout" in str(call.excinfo.value)
@@ -237,7 +243,8 @@ def _no_greenlet_left(request: pytest.FixtureRequest) -> Iterator[None]:
     A test that failed anyway is not blamed: what it left is only killed. Sees what was spawned
     through gevent.Greenlet, in this process.
     """
-    before = set(_spawned)
+    # Not the dead ones: while they are held here, no collection could free what they hold.
+    before = {one for one in _spawned if not one.dead}
     yield
     failed = request.node.stash.get(_failed, False)
     deadline = monotonic() + (0 if failed else LEAK_GRACE)

@@ -87,17 +87,17 @@ class Running:
     def json(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.out.splitlines()]
 
-    def await_err(self, wanted: str) -> None:
+    def await_err(self, wanted: str, timeout: float = PATIENCE) -> None:
         """Until it has said *wanted* to people; fails when it ends without."""
-        self._await(lambda: wanted in self.err, wanted)
+        self._await(lambda: wanted in self.err, wanted, timeout)
 
     def await_out(self, wanted: bytes) -> None:
         self._await(lambda: wanted in self.out, wanted)
 
-    def _await(self, seen: Any, wanted: object) -> None:
+    def _await(self, seen: Any, wanted: object, timeout: float = PATIENCE) -> None:
         wait_until(
             lambda: seen() or self.process.poll() is not None,
-            PATIENCE,
+            timeout,
             lambda: f"{wanted!r} in {self.out!r} {self.err}",
         )
         assert seen(), f"ended with {self.process.returncode}: {self.out!r} {self.err}"

@@ -161,6 +161,8 @@ def test_pub_lines_are_sent_as_they_come(url: str, subject: str, listen: Any) ->
         (["a", "x", "-H", "no colon"], "is no header"),
         (["a", "x", "-H", "bad name: x"], "header"),
         (["a", "x", "-n", "0"], "is no count"),
+        (["a", "two", "words"], "unrecognized: words (a payload of several words needs quotes)"),
+        (["a", "x", "--flie", "f"], "usage: gnats pub"),
         (["a", "x", "--sleep", "soon"], "is no duration"),
         (["a", "x", "--password", "p"], "--password needs --user"),
         (["a", "x", "--user", "u", "--password", "p", "--token", "t"], "token"),
@@ -217,7 +219,7 @@ def test_pub_interrupted_without_a_server_says_what_it_could_not_send(
         gevent.sleep(0.5)  # let it publish into the outage
         command.signal()
         command.end(130)
-    assert re.search(r"interrupted: \d+ messages published", command.err)
+    assert re.search(r"interrupted after \d+ messages", command.err)
     assert re.search(r"gnats: \d+ messages? could not be sent", command.err)
 
 
@@ -230,6 +232,31 @@ def test_pub_without_confirmation(fake_server: Any, subject: str) -> None:
     server: FakeServer = fake_server(script)
     done = gnats("pub", subject, "x", "-s", server.url, "--timeout", "0.3", status=3)
     assert "no confirmation within 0.3 s" in done.err
+
+
+@once
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pub", "a.*", "x"], "a.*"),
+        (["request", "a b", "x"], "a b"),
+        (["sub", "a..b"], "a..b"),
+        (["reply", "a.", "x"], "a."),
+        (["sub", "a", "--queue", "b c"], "b c"),
+        (["pub", "a", "--file", "nowhere.json"], "--file nowhere.json: No such file"),
+        (["reply", "a", "--file", "nowhere.json"], "--file nowhere.json: No such file"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_server_is_looked_for(words: list[str], said: str) -> None:
+    done = gnats(*words, "-s", f"nats://127.0.0.1:{free_port()}", status=None)
+    assert said in done.err
+    assert "no servers" not in done.err
+    assert done.status == (exits.FAILED if "--file" in words else exits.USAGE)
+
+
+def test_no_server_and_what_to_do() -> None:
+    done = gnats("sub", "a", "-s", f"nats://127.0.0.1:{free_port()}", status=1)
+    assert "`gnats server` starts one; -s or $NATS_URL names another" in done.err
 
 
 def test_pub_waits_for_a_server(tmp_path: Path, subject: str) -> None:
@@ -350,6 +377,40 @@ def test_standard_output_that_is_closed(url: str, subject: str) -> None:
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert b"standard output is closed" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk here")
+def test_a_full_disk_is_told(
+    conn: library.Connection, url: str, subject: str, tmp_path: Path
+) -> None:
+    for words in (["pub", subject, "x", "--json", "-s", url], ["--help"]):
+        with open("/dev/full", "wb") as full, running(tmp_path, *words, stdout=full) as command:
+            command.end(exits.FAILED)
+        assert "gnats: standard output: No space left on device" in command.err
+    with (
+        open("/dev/full", "wb") as full,
+        running(tmp_path, "sub", subject, "-s", url, stdout=full) as command,
+    ):
+        command.await_err("listening")
+        conn.publish(subject, b"x")
+        command.end(exits.FAILED)
+    assert command.err.count("No space left on device") == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_is_left(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Also while a command waits for its confirmation, and nobody would ever answer."""
+    words = ["sub", "a", "--timeout", "60", "-s", nats_server.url]
+    with running(tmp_path, *words) as command:
+        command.await_err("listening")
+        nats_server.pause()
+        try:
+            command.await_err("lost the server", 60)
+        finally:
+            nats_server.resume()
+        command.await_err("back, at")
+        command.signal()
+        command.end()
 
 
 def test_a_second_ctrl_c_ends_it_at_once(fake_server: Any, tmp_path: Path) -> None:
@@ -646,6 +707,14 @@ def test_bench_tells_what_is_missing(nats_server: NatsServer) -> None:
 
 
 @once
+@pytest.mark.parametrize("words", [[], ["--request"]], ids=["publish", "request"])
+def test_bench_with_what_the_server_does_not_take(url: str, words: list[str]) -> None:
+    done = gnats("bench", "-s", url, "--size", "2000000", "-n", "10", *words, status=1)
+    assert "the server takes at most 1048576" in done.err
+    assert "failed with" not in done.err
+
+
+@once
 def test_bench_wants_someone(url: str) -> None:
     assert "--pub" in gnats("bench", "--pub", "0", "-s", url, status=2).err
     assert "--sub" in gnats("bench", "--request", "--sub", "0", "-s", url, status=2).err
@@ -725,11 +794,13 @@ def test_a_server_that_ends_by_itself(tmp_path: Path) -> None:
 @once
 def test_a_server_that_cannot_start(url: str, tmp_path: Path) -> None:
     taken = gnats("server", "-p", url.rpartition(":")[2], status=1)
-    assert "address already in use" in taken.err
+    assert "the port is in use (by a server that runs already?): --port 0" in taken.err
     config = tmp_path / "server.conf"
     config.write_text("port: {")
     assert "Parse error" in gnats("server", "-p", "0", "-c", str(config), status=1).err
     assert "none" in gnats("server", "-p", "0", "-c", str(tmp_path / "none"), status=1).err
+    flags = gnats("server", "-p", "0", "-DV", status=2)
+    assert "unrecognized: -DV (nats-server's own flags stand behind --)" in flags.err
     assert "--port" in gnats("server", "-p", "5000", "--cluster", "2", status=2).err
     assert "--server" in gnats("-s", url, "server", status=2).err
 
@@ -831,6 +902,11 @@ def test_a_message_cannot_command_the_terminal(
 
 
 @once
+@once
+def test_two_forms_at_once(url: str) -> None:
+    assert "not allowed with" in gnats("sub", "a", "--raw", "--json", "-s", url, status=2).err
+
+
 def test_version_and_help() -> None:
     version = gnats("--version").out.decode()
     mode = "compiled" if library.compiled else "pure Python"

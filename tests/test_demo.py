@@ -165,7 +165,7 @@ def test_what_a_group_misses_at_a_killed_server_is_told_and_not_judged(keep: boo
     record.shadows.append(range(3, 5))
     assert books.faults(record, keep) == []
     assert "5 delivered, 1 missing" in books.as_text(record)
-    assert "1 given by the servers to members at a killed one" in books.as_text(record)
+    assert "1 of these given by the servers to members at a killed one" in books.as_text(record)
     assert books.as_dict(record)["readers"]["queue group"]["missing_at_killed_server"] == 1
     record.readers[0].members[0].remove(4)
     assert books.faults(record, keep) == ["callback: 1 lost, the first is number 4"]

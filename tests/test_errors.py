@@ -152,7 +152,7 @@ def test_copies_and_pickles_keep_the_facts(error: Error, facts: dict[str, object
         (errors.MaxPayloadError(9, 5, "a.b"), ["9", "5", "a.b"]),
         (errors.OptionError("reconnect_wait", "too long"), ["reconnect_wait", "too long"]),
         (errors.OutboundBufferLimitError(11, 22, 33, "full"), ["11", "22", "33", "full"]),
-        (errors.DrainTimeoutError(2.0, 3, 4, "slow"), ["2.0", "3", "4", "slow"]),
+        (errors.DrainTimeoutError(1.99966, 3, 4, "slow"), ["within 2 s", "3", "4", "slow"]),
         (errors.NoRespondersError("svc.x"), ["svc.x"]),
         (errors.SlowConsumerError("s.y", 1, 77, 88), ["s.y", "77", "88"]),
         (errors.WriteStalledError(3.5), ["3.5", "write_timeout"]),

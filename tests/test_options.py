@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import ssl
 import types
@@ -36,14 +37,28 @@ class Kind(NamedTuple):
     wrong_value: list[Any]
 
 
+async def _coroutine(*_: Any) -> None: ...
+
+
+async def _generator(*_: Any) -> Any:
+    yield
+
+
+class _Asynchronous:
+    async def __call__(self, *_: Any) -> None: ...
+
+
+#: What nothing here would await.
+ASYNC = [_coroutine, _generator, functools.partial(_coroutine, 1), _Asynchronous()]
+
 NAN, INF = math.nan, math.inf
 BOOL = Kind([True, False], [None, 0, 1, "yes", [], 1.0], [])
 SECONDS = Kind([0, 0.0, 1, 2.5, 1e9], [None, "1", True, [1], b"1"], [-1, -0.001, NAN, INF, -INF])
 POSITIVE = Kind([0.001, 1, 2.5], [None, "1", True, [1], 1j], [0, 0.0, -1, NAN, INF, 10**400])
 OPTIONAL = Kind([None, 0, 5.0], ["1", True, [1]], [-1, NAN, INF])
 OPTIONAL_POSITIVE = Kind([None, 0.5, 5], ["1", True, [1]], [0, -1, NAN, INF])
-CALLBACK = Kind([None, print, lambda *args: None], [0, 1, "print", [], True], [])
-SECRET = Kind([None, "x", "", lambda: "x"], [0, 5, True, b"x", ["x"]], [])
+CALLBACK = Kind([None, print, lambda *args: None], [0, 1, "print", [], True, *ASYNC], [])
+SECRET = Kind([None, "x", "", lambda: "x"], [0, 5, True, b"x", ["x"], *ASYNC], [])
 
 
 def number(at_least: int) -> Kind:

@@ -309,9 +309,15 @@ def test_request_many_without_answers(conn: gnats.Connection, subject: str) -> N
     assert datas(conn.request_many(subject, b"x", 0)) == []
 
 
+async def coroutine(_msg: Any) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_msgs", -1), ("max_msgs", 1.5), ("max_msgs", None), ("sentinel", 5), ("sentinel", "x")],
+    [
+        *(("max_msgs", value) for value in (-1, 1.5, None)),
+        *(("sentinel", value) for value in (5, "x", coroutine)),
+    ],
 )
 def test_bad_options_of_request_many(
     conn: gnats.Connection, subject: str, name: str, value: Any

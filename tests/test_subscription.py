@@ -1005,6 +1005,16 @@ def test_around_that_raises_is_told_as_a_handler(
     assert str(root(told[0])) == "no context"
 
 
+async def coroutine(*_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["cb", "around"])
+def test_an_async_function_is_refused(conn: gnats.Connection, subject: str, name: str) -> None:
+    with pytest.raises(errors.OptionTypeError, match=f"'{name}': a plain function is needed"):
+        conn.subscribe(subject, **{"cb": print, name: coroutine})
+    assert not conn._subscriptions.by_sid
+
+
 @pytest.mark.parametrize("around", [1, "x", True, []])
 def test_a_bad_around(conn: gnats.Connection, subject: str, around: Any) -> None:
     with pytest.raises(errors.OptionError, match=r"around.*callable"):

@@ -308,6 +308,9 @@ def test_declared_handlers_begin_with_start(make: Make, nats_server: NatsServer)
     assert one.__name__ == "one"  # still a function
 
 
+async def coroutine(_msg: Any) -> None: ...
+
+
 def test_a_bad_declaration_is_refused_at_once(make: Make, nowhere: str) -> None:
     nats = make(nowhere)
     with pytest.raises(BadSubjectError):
@@ -318,6 +321,8 @@ def test_a_bad_declaration_is_refused_at_once(make: Make, nowhere: str) -> None:
         nats.subscription("a", concurency=1)(print)
     with pytest.raises(OptionError, match="callable"):
         nats.subscription("a")("no function")  # type: ignore[type-var]
+    with pytest.raises(OptionError, match="not an async one"):
+        nats.subscription("a")(coroutine)
     assert nats._conn.status == "disconnected"
 
 
@@ -338,6 +343,17 @@ def test_handlers_wait_for_start_in_an_arbiter(
         assert nats.request(subject).data == b"done"
 
 
+def test_a_worker_that_does_not_cooperate_is_told_of_once_without_any_hook(
+    make: Make, nowhere: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "gunicorn", SimpleNamespace())  # its worker has imported it
+    monkeypatch.setattr(gnats.wsgi, "_warned", None)
+    for _ in range(2):
+        make(nowhere).start()
+    expected = 0 if monkey.is_module_patched("socket") else 1
+    assert caplog.text.count("no gevent worker") == expected
+
+
 def test_the_hooks_of_gunicorn(
     make: Make,
     nats_server: NatsServer,
@@ -347,6 +363,7 @@ def test_the_hooks_of_gunicorn(
     monkeypatch.setattr(gnats.wsgi, "_arbiter", None)
     hooks = importlib.import_module("gnats.contrib.gunicorn")
     monkeypatch.setattr(gnats.wsgi, "_arbiter", None)
+    monkeypatch.setattr(gnats.wsgi, "_warned", None)
     nats = make(nats_server.url)
     monkeypatch.setattr(gnats.wsgi, "_living", {nats})
     worker = SimpleNamespace(pid=os.getpid(), cfg=SimpleNamespace(graceful_timeout=3))

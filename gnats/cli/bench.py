@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gevent
@@ -90,6 +91,26 @@ def _shares(total: int, among: int) -> list[int]:
     return [total // among + (number < total % among) for number in range(among)]
 
 
+def _side_by_side(jobs: Iterable[Callable[[], None]]) -> None:
+    """Run them to their end; the first error of gnats is raised here, at once."""
+
+    def run(job: Callable[[], None]) -> gnats.errors.Error | None:
+        try:
+            job()
+        except gnats.errors.Error as exc:
+            return exc
+        return None
+
+    greenlets = [gevent.spawn(run, job) for job in jobs]
+    try:
+        for greenlet in gevent.iwait(greenlets):
+            error = greenlet.get()
+            if error is not None:
+                raise error
+    finally:
+        gevent.killall(greenlets)
+
+
 class Stream:
     """Publishers send, each subscriber receives everything."""
 
@@ -115,16 +136,12 @@ class Stream:
         for reader in self._readers:
             reader.begin(msgs)
         began = time.perf_counter()
-        jobs = [
-            gevent.spawn(self._publish, conn, share)
+        _side_by_side(
+            functools.partial(self._publish, conn, share)
             for conn, share in zip(self._publishers, _shares(msgs, len(self._publishers)))
-        ]
-        try:
-            gevent.joinall(jobs, raise_error=True)
-            published = time.perf_counter() - began
-            self._await_readers()
-        finally:
-            gevent.killall(jobs)
+        )
+        published = time.perf_counter() - began
+        self._await_readers()
         facts = {"done": self.done(), "expected": self.expected}
         return {
             **facts,
@@ -206,14 +223,10 @@ class Requests:
 
     def run(self) -> dict[str, Any]:
         began = time.perf_counter()
-        jobs = [
-            gevent.spawn(self._ask, conn, share)
+        _side_by_side(
+            functools.partial(self._ask, conn, share)
             for conn, share in zip(self._askers, _shares(self.expected, len(self._askers)))
-        ]
-        try:
-            gevent.joinall(jobs, raise_error=True)
-        finally:
-            gevent.killall(jobs)
+        )
         elapsed = time.perf_counter() - began
         times = sorted(self._times)
         return {

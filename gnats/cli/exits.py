@@ -38,6 +38,10 @@ class OutputClosed(Exception):
     """Whoever read our output has gone: there is nobody left to say anything to."""
 
 
+class OutputFailed(CommandError):
+    """Standard output takes no more, for a reason that somebody should hear."""
+
+
 class Interrupted(BaseException):
     """SIGINT, SIGTERM or SIGHUP came. Thrown into the main greenlet, only where it waits."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import gnats
 from gnats.cli import exits
+from gnats.subjects import encode_filter, encode_queue, encode_subject
 
 _DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -69,9 +70,10 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser, raw: bool = False) -> None:
     """How results are told."""
     group = parser.add_argument_group("output")
+    form = group.add_mutually_exclusive_group()
     if raw:
-        group.add_argument("--raw", action="store_true", help="payloads only, a line each")
-    group.add_argument("--json", action="store_true", help="JSON, one object per line")
+        form.add_argument("--raw", action="store_true", help="payloads only, a line each")
+    form.add_argument("--json", action="store_true", help="JSON, one object per line")
     group.add_argument("-q", "--quiet", action="store_true", help="no notices but errors")
 
 
@@ -118,6 +120,18 @@ def _values(arguments: argparse.Namespace, flags: dict[str, Any]) -> dict[str, s
         for name, (_, variable, _, _) in flags.items()
         if os.environ.get(variable)
     }
+
+
+def check_subject(subject: str) -> None:
+    """Before anything is begun: whether messages can go there. Raises BadSubjectError."""
+    encode_subject(subject)
+
+
+def check_filter(subject: str, queue: str) -> None:
+    """Whether it can be subscribed to. Raises BadSubjectError."""
+    encode_filter(subject)
+    if queue:
+        encode_queue(queue)
 
 
 # -- kinds of values ---------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class Refusals:
     def on_error(self, _conn: gnats.Connection, error: Exception) -> None:
         """Say what nobody else is told. Of failed attempts to connect the notices say enough."""
         if isinstance(error, gnats.errors.HandlerError):
-            if isinstance(error.__cause__, exits.OutputClosed):
+            if isinstance(error.__cause__, (exits.OutputClosed, exits.OutputFailed)):
                 return
         elif not isinstance(error, (gnats.errors.ServerError, gnats.errors.SlowConsumerError)):
             return
@@ -44,7 +44,12 @@ def connected(
     when it is left, interrupted or not. A second signal during that closes it."""
     told = {} if getattr(arguments, "quiet", False) else _notices()
     told["error_cb"] = (refusals or Refusals()).on_error
-    fields = {"max_reconnect": -1, "reconnect_wait": 0.5, "reconnect_max_wait": 2.0}
+    fields: dict[str, Any] = {
+        "max_reconnect": -1,
+        "reconnect_wait": 0.5,
+        "reconnect_max_wait": 2.0,
+        "ping_interval": 10.0,  # a server that stands still is left after 30 seconds
+    }
     conn = gnats.connect(servers(arguments), **{**fields, **told, **options(arguments), **more})
     try:
         if not conn.is_connected:  # --retry, and no server yet
@@ -122,15 +127,15 @@ def listen(
 ) -> int:
     """Until it is *over*, refused, or interrupted, *timeout* seconds at most; the exit status.
 
-    Switches. Raises OutputClosed, and Interrupted when ``--count`` has not come to its end.
+    Switches. Raises what ``output.check`` does, and Interrupted when ``--count`` has not come to
+    its end.
     """
     try:
         gevent.wait((over, refusals.happened, output.closed), timeout=timeout, count=1)
     except exits.Interrupted:
         if arguments.count:
             raise
-    if output.closed.is_set():
-        raise exits.OutputClosed
+    output.check()
     if refusals.happened.is_set():
         return exits.FAILED
     return exits.TIME_IS_UP if arguments.count and not over.is_set() else exits.DONE

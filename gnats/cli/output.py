@@ -39,12 +39,12 @@ class Output:
         self._writer: gevent.Greenlet[..., None] | None = None
         self._roomy = Event()
         self._error: OSError | None = None
-        #: Set when nobody reads us any more.
+        #: Set when standard output takes no more.
         self.closed = Event()
 
     def write(self, data: bytes) -> None:
-        """Take *data*. Switches only when much waits. Raises OutputClosed when nobody reads."""
-        self._check()
+        """Take *data*. Switches only when much waits. Raises what ``check`` raises."""
+        self.check()
         self._chunks.append(data)
         self._size += len(data)
         if self._writer is None:
@@ -58,10 +58,18 @@ class Output:
         self.write(json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
     def finish(self, patience: float | None = None) -> None:
-        """Until all is written, or *patience* seconds long. Switches. Raises OutputClosed."""
+        """Until all is written, or *patience* seconds long. Switches. Raises as ``check``."""
         if self._writer is not None:
             self._writer.join(patience)
-        self._check()
+        self.check()
+
+    def check(self) -> None:
+        """Raise OutputClosed when nobody reads any more, OutputFailed for another failure."""
+        if isinstance(self._error, BrokenPipeError):
+            raise exits.OutputClosed from self._error
+        if self._error is not None:
+            reason = self._error.strerror
+            raise exits.OutputFailed(f"standard output: {reason}") from self._error
 
     def __enter__(self) -> Output:
         return self
@@ -71,12 +79,8 @@ class Output:
         if kind is None:
             self.finish()
         else:
-            with contextlib.suppress(exits.OutputClosed):
+            with contextlib.suppress(exits.OutputClosed, exits.OutputFailed):
                 self.finish(_PATIENCE)
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise exits.OutputClosed from self._error
 
     def _run(self) -> None:
         while self._chunks:

@@ -6,6 +6,7 @@ Reading waits in gevent's thread pool, so that the connection stays alive while 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import sys
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from io import FileIO
 
 from gnats.cli import exits
 from gnats.cli.flags import header
@@ -20,6 +22,9 @@ from gnats.cli.notices import is_terminal, say
 from gnats.cli.threads import in_thread
 
 _CHUNK = 64 * 1024  # bytes: what a pipe holds
+
+#: The usual reason for a word too many.
+SEVERAL_WORDS = "a payload of several words needs quotes"
 
 
 def add_payload(parser: argparse.ArgumentParser, lines: bool = False) -> None:
@@ -51,18 +56,33 @@ def add_headers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_payload(arguments: argparse.Namespace, count: int) -> None:
+    """Before anything is begun. Raises CommandError for two sources, and a file that cannot be
+    opened."""
+    given = arguments.payload not in (None, "-")
+    if given and arguments.file is not None:
+        raise exits.CommandError("either a payload or --file, not both", exits.USAGE)
+    if getattr(arguments, "lines", False) and (given or count != 1):
+        raise exits.CommandError(
+            "--lines reads a file or standard input, and counts by itself", exits.USAGE
+        )
+    if arguments.file not in (None, "-"):
+        with _opened(arguments.file):
+            pass
+
+
+def is_typed(arguments: argparse.Namespace) -> bool:
+    """Whether a person types the payload."""
+    piped = arguments.payload in (None, "-") and arguments.file in (None, "-")
+    return piped and is_terminal(sys.stdin)
+
+
 def payloads(arguments: argparse.Namespace, count: int) -> Iterator[bytes]:
     """Each payload to send: *count* times the same, or every line. Switches while it reads.
 
-    Raises CommandError for a file that cannot be read, and for two sources at once.
+    Raises CommandError for a file that cannot be read.
     """
-    if arguments.payload not in (None, "-") and arguments.file is not None:
-        raise exits.CommandError("either a payload or --file, not both", exits.USAGE)
     if getattr(arguments, "lines", False):
-        if arguments.payload not in (None, "-") or count != 1:
-            raise exits.CommandError(
-                "--lines reads a file or standard input, and counts by itself", exits.USAGE
-            )
         yield from _lines(arguments.file)
     elif arguments.payload not in (None, "-"):
         for number in range(1, count + 1):
@@ -108,11 +128,8 @@ def _lines(path: str | None) -> Iterator[bytes]:
 def _chunks(path: str | None) -> Iterator[bytes]:
     """What comes, as it comes."""
     if path not in (None, "-"):
-        try:
-            with open(str(path), "rb", buffering=0) as file:
-                yield from iter(lambda: in_thread(file.read, _CHUNK), b"")
-        except OSError as exc:
-            raise exits.CommandError(f"--file {path}: {exc.strerror}") from exc
+        with _opened(str(path)) as file:
+            yield from iter(lambda: in_thread(file.read, _CHUNK), b"")
         return
     if sys.stdin is None or sys.stdin.closed:
         return
@@ -120,3 +137,12 @@ def _chunks(path: str | None) -> Iterator[bytes]:
         say("the payload, please; Ctrl-D ends it", "faint")
     descriptor = sys.stdin.fileno()
     yield from iter(lambda: in_thread(os.read, descriptor, _CHUNK), b"")
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[FileIO]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            yield file
+    except OSError as exc:
+        raise exits.CommandError(f"--file {path}: {exc.strerror}") from exc

@@ -30,7 +30,12 @@ exit status: 0 done, 1 failed, 2 wrong usage, 3 time is up, 4 nobody listens,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; *argv* is without the program's name. Returns the exit status."""
-    arguments = parser().parse_args(argv)
+    try:
+        arguments = _parse(argv)
+    except OSError as exc:  # of --help, to a full disk
+        say(f"gnats: standard output: {exc.strerror}", "error")
+        _forget_output()
+        return exits.FAILED
     logging.getLogger("gnats").addHandler(logging.NullHandler())  # the notices say it all
     try:
         with _signals():
@@ -40,9 +45,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (exits.OutputClosed, BrokenPipeError):
         _forget_output()
         return exits.BROKEN_PIPE
+    except errors.NoServersError as exc:
+        say(f"gnats: {exc}{_cure(exc)}", "error")
+        return exits.status_of(exc)
     except (exits.CommandError, errors.Error, OSError) as exc:
         say(f"gnats: {exc}", "error")
         return exits.status_of(exc)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; what is not known is told with the usage of its command."""
+    try:
+        arguments, unknown = parser().parse_known_args(argv)
+    except SystemExit:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise
+    if unknown:
+        hint = getattr(arguments.module, "UNKNOWN", "")
+        arguments.parser.error(f"unrecognized: {' '.join(unknown)}{hint and f' ({hint})'}")
+    return arguments
+
+
+def _cure(error: errors.NoServersError) -> str:
+    """What to do where simply nobody listens."""
+    causes = [cause.__cause__ for cause in error.failures.values()]
+    if not causes or not all(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return ""
+    return "\n  `gnats server` starts one; -s or $NATS_URL names another; --retry waits for it"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, module=module, parser=command)
     return whole
 
 

@@ -18,12 +18,14 @@ import gevent
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.flags import add_connection, add_output, check_subject, count, seconds
 from gnats.cli.link import Refusals, confirm, connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output
-from gnats.cli.payloads import add_payload, payloads
+from gnats.cli.payloads import SEVERAL_WORDS, add_payload, check_payload, is_typed, payloads
 from gnats.cli.progress import progress
+
+UNKNOWN = SEVERAL_WORDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_subject(arguments.subject)
+    check_payload(arguments, arguments.count)
     began, refusals = time.monotonic(), Refusals()
     with connected(arguments, refusals, replay_unconfirmed=arguments.at_least_once) as conn:
         try:
             _publish(conn, arguments)
         except exits.Interrupted:
-            say(f"interrupted: {plural(conn.stats.accepted, 'message')} published", "lost")
+            say(f"interrupted after {plural(conn.stats.accepted, 'message')}", "lost")
             raise
         _confirm(conn, arguments.timeout)
         stats = conn.stats
@@ -70,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _publish(conn: gnats.Connection, arguments: argparse.Namespace) -> None:
     headers = arguments.header or None
     total = None if arguments.lines else arguments.count
-    with progress("published", total, lambda: conn.stats.accepted, arguments.quiet):
+    quiet = arguments.quiet or is_typed(arguments)  # who types needs no bar in between
+    with progress("published", total, lambda: conn.stats.accepted, quiet):
         for number, payload in enumerate(payloads(arguments, arguments.count)):
             if arguments.sleep and number:
                 gevent.sleep(arguments.sleep)

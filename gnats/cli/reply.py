@@ -18,12 +18,13 @@ from gevent.subprocess import PIPE, Popen, TimeoutExpired
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.flags import add_connection, add_output, check_filter, count, seconds
 from gnats.cli.link import Refusals, confirm, connected, listen
 from gnats.cli.notices import say
 from gnats.cli.output import Output, as_json, as_raw, as_text
-from gnats.cli.payloads import add_headers, fill_in, payloads
+from gnats.cli.payloads import SEVERAL_WORDS, add_headers, check_payload, fill_in, payloads
 
+UNKNOWN = SEVERAL_WORDS
 _QUEUE = "gnats-reply"
 _AT_ONCE = 8  # commands
 _MOST_ERROR = 200  # characters of a command's complaint that go into a header
@@ -55,6 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise exits.CommandError(
             "one answer is needed: a payload, --file, --echo or --command", exits.USAGE
         )
+    check_filter(arguments.subject, arguments.queue)
+    if arguments.file is not None:
+        check_payload(arguments, 1)
     refusals = Refusals()
     with Output() as output, connected(arguments, refusals) as conn:
         service = Service(arguments, output)

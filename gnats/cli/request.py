@@ -15,11 +15,13 @@ import time
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.flags import add_connection, add_output, check_subject, count, seconds
 from gnats.cli.link import connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
-from gnats.cli.payloads import add_payload, payloads
+from gnats.cli.payloads import SEVERAL_WORDS, add_payload, check_payload, payloads
+
+UNKNOWN = SEVERAL_WORDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_subject(arguments.subject)
+    check_payload(arguments, arguments.count)
     with Output() as output, connected(arguments) as conn:
         for payload in payloads(arguments, arguments.count):
             if arguments.replies == 1 and arguments.stall is None:

@@ -24,6 +24,7 @@ from gnats.cli.flags import refuse_connection
 from gnats.cli.notices import say
 from gnats.cli.output import Output
 
+UNKNOWN = "nats-server's own flags stand behind --"
 _DEFAULT_PORT = 4222
 _LOOK_EVERY = 0.2  # seconds between two looks whether it still runs
 
@@ -60,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             say("stopped", "faint")
     except (ServerError, ValueError) as exc:
+        if "address already in use" in str(exc):
+            raise exits.CommandError(
+                "the port is in use (by a server that runs already?): --port 0 takes a free one"
+            ) from exc
         raise exits.CommandError(str(exc)) from exc
     return exits.DONE
 
@@ -133,7 +138,7 @@ def _read(path: str | None) -> str | None:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as exc:
-        raise exits.CommandError(f"--config: {exc}") from exc
+        raise exits.CommandError(f"--config {path}: {exc.strerror}") from exc
 
 
 def _port(text: str) -> int:

@@ -16,7 +16,7 @@ from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, count, seconds
+from gnats.cli.flags import add_connection, add_output, check_filter, count, seconds
 from gnats.cli.link import Refusals, confirm, connected, listen
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for subject in arguments.subject:
+        check_filter(subject, arguments.queue)
     refusals = Refusals()
     with Output() as output, connected(arguments, refusals) as conn:
         printer = Printer(arguments, output, "received")

@@ -8,17 +8,12 @@ start there, but in the workers. When you have hooks of your own, call these fro
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
-
-from gevent import monkey
 
 import gnats.wsgi
 
 __all__ = ["post_worker_init", "worker_exit"]
-
-logger = logging.getLogger("gnats")
 
 # Of graceful_timeout, after which the arbiter kills. The requests under way have used up some of it
 # before us, and handlers that do not end may use two seconds more.
@@ -30,11 +25,7 @@ gnats.wsgi.handlers_wait_for_start()
 
 def post_worker_init(_worker: Any) -> None:
     """Connect in the background, and subscribe what was declared. Never switches."""
-    if not monkey.is_module_patched("socket"):
-        logger.warning(
-            "gnats: this is no gevent worker: a connection lives only while a call of it waits; "
-            "set worker_class = 'gevent'"
-        )
+    gnats.wsgi.warn_of_blocking()
     gnats.wsgi.start_all()
 
 

@@ -60,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
             stage.perform()
     except ServerError as exc:
         raise exits.CommandError(str(exc)) from exc
+    except exits.Interrupted:
+        say("interrupted", "lost")
+        raise
     except (gnats.errors.Error, AssertionError) as exc:  # show how far it came, and fail
         record.failures.append(f"{type(exc).__name__}: {exc}")
     if draw is not None:

@@ -65,11 +65,13 @@ def as_dict(record: Record) -> dict[str, Any]:
 
 def as_text(record: Record) -> str:
     """The books for a person."""
-    lines = ["", "The books", "---------", _line("published", plural(record.published, "message"))]
+    lines = ["The books", "---------", _line("published", plural(record.published, "message"))]
     for reader in record.readers:
         lines.append(_line(reader.name, _fate(reader, record.published)))
         if shadowed := len(_shadowed(reader, record)):
-            lines.append(_line("", f"{shadowed} given by the servers to members at a killed one"))
+            lines.append(
+                _line("", f"{shadowed} of these given by the servers to members at a killed one")
+            )
     lines.append(_line("requests", f"{record.answered:,} of {record.asked:,} answered"))
     lengths = [f"{(end - begin) * 1000:,.0f} ms" for begin, end in _closed(record)]
     lines.append(_line("outages", f"{len(lengths)}: {', '.join(lengths)} without a server"))
