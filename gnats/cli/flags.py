@@ -7,12 +7,12 @@ the command line makes the environment's of that kind count no more.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from typing import Any
 
 import gnats
 from gnats.cli import exits
-from gnats.subjects import encode_filter, encode_queue, encode_subject
 
 _DEFAULT_URL = "nats://127.0.0.1:4222"
 
@@ -124,14 +124,14 @@ def _values(arguments: argparse.Namespace, flags: dict[str, Any]) -> dict[str, s
 
 def check_subject(subject: str) -> None:
     """Before anything is begun: whether messages can go there. Raises BadSubjectError."""
-    encode_subject(subject)
+    with contextlib.suppress(gnats.errors.ConnectionClosedError):  # looked at last
+        gnats.Connection().publish(subject)
 
 
 def check_filter(subject: str, queue: str) -> None:
     """Whether it can be subscribed to. Raises BadSubjectError."""
-    encode_filter(subject)
-    if queue:
-        encode_queue(queue)
+    with contextlib.suppress(gnats.errors.ConnectionClosedError):  # looked at last
+        gnats.Connection().subscribe(subject, queue=queue)
 
 
 # -- kinds of values ---------------------------------------------------------------------------
