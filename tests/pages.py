@@ -10,4 +10,4 @@ _FILE = re.compile(r"`([\w/.]+\.py)`[^`\n]*:\n\n```python\n(.*?)^```$", re.M | r
 
 def files(page: Path) -> dict[str, str]:
     """Its files: name, as the page has it, and text."""
-    return {name: code for name, code in _FILE.findall(page.read_text("utf-8"))}
+    return dict(_FILE.findall(page.read_text("utf-8")))

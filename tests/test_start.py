@@ -167,9 +167,10 @@ def test_celery(tmp_path: Path, nats_server: NatsServer) -> None:
     )
     assert brokers == 1
     shop.write_text(text)
-    with running(line_of("celery.md", "celery "), tmp_path) as log, gnats.connect(
-        nats_server.url
-    ) as conn:
+    with (
+        running(line_of("celery.md", "celery "), tmp_path) as log,
+        gnats.connect(nats_server.url) as conn,
+    ):
         cooked = conn.subscribe("orders.cooked")
         assert line_of("celery.md", "gnats request ") == "gnats request orders.price 'two apples'"
 
