@@ -998,7 +998,8 @@ def _lines_of_the_page() -> list[str]:
 @once
 @pytest.mark.parametrize("line", _lines_of_the_page())
 def test_a_line_of_the_page(line: str, tmp_path: Path, nats_server: NatsServer) -> None:
-    """As printed, in a shell. Who listens gets messages and questions until it ends."""
+    """As printed, in a shell. Who listens gets messages and questions until it ends, by itself or
+    by a Ctrl-C behind the first one."""
     (tmp_path / "order.json").write_text("{}")
     (tmp_path / "app.log").write_text("one\ntwo\n")
     if line == "gnats server":
@@ -1008,6 +1009,7 @@ def test_a_line_of_the_page(line: str, tmp_path: Path, nats_server: NatsServer) 
         line += " --pace 0.1"
     if "--plot" in line:
         pytest.importorskip("matplotlib")
+    is_endless = line.startswith(("gnats sub ", "gnats reply ")) and "--count" not in line
     function = f'gnats() {{ {shlex.join(COMMAND)} "$@"; }}\n'
     with library.connect(nats_server.url) as conn:
         if "gnats request" in line:
@@ -1020,8 +1022,13 @@ def test_a_line_of_the_page(line: str, tmp_path: Path, nats_server: NatsServer) 
             stderr=PIPE,
             stdin=DEVNULL,
             env=environ(NATS_URL=nats_server.url),
+            preexec_fn=_as_on_a_terminal,
         )
         try:
+            if is_endless:
+                with gevent.Timeout(PATIENCE):
+                    assert process.stdout.read(1)
+                os.killpg(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:
             feeder.kill()
@@ -1031,6 +1038,12 @@ def test_a_line_of_the_page(line: str, tmp_path: Path, nats_server: NatsServer) 
     assert process.returncode == 0, (out, err)
     if "--plot" in line:
         assert (tmp_path / "outage.svg").stat().st_size > 10_000
+
+
+def _as_on_a_terminal() -> None:
+    """A group of its own, which a Ctrl-C reaches."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _feed(conn: library.Connection) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from gevent.subprocess import PIPE, STDOUT, Popen
+from pages import files
 
 import gnats
 import gnats.wsgi
@@ -37,8 +38,33 @@ PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 URL = "nats://127.0.0.1:4222"
 INSTALL_TOX = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
-WEB = "gunicorn app:application"  # docs/start.md; test_start.py runs it
 TIMEOUT = 30.0  # seconds for one block of code
+LONG = re.compile(r"range\(\d{3,}\)")  # what is to be watched takes a minute; here it need not
+
+# What stands in a page beside gnats, tox, pytest and pip.
+KNOWN = {
+    "python3 -m venv .venv",
+    "python3 -m venv venv",
+    ". activate",
+    ". venv/bin/activate",
+    "mkdir hello",
+    "cd hello",
+    "pip install tox",
+    "pip install .",
+    "pytest",
+    """echo '{"apples": 2}' > order.json""",
+    "date > app.log",
+    # test_start.py runs these.
+    "gunicorn app:application",
+    "gunicorn 'shop:create_app()'",
+    "gunicorn shop.wsgi",
+    "django-admin startproject shop .",
+    "python manage.py startapp orders",
+    "celery -A shop worker -P gevent",
+    """python -c 'import shop; shop.cook.delay("two apples")'""",
+    "curl localhost:8000",
+    "curl -d 'two apples' localhost:8000/orders",
+}
 
 # What a block may be about that only `tox run -e frameworks` is sure to have, and its package.
 PACKAGES = {
@@ -55,6 +81,14 @@ def shown(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def frameworks(code: str, page: Path) -> set[str]:
+    """What a block needs, and the files of its page that it imports."""
+    for name, text in files(page).items():
+        if f"\nfrom {name[:-3].replace('/', '.')} import " in f"\n{code}":
+            code += text
+    return set(FRAMEWORKS.findall(code))
+
+
 def blocks(*languages: str) -> list[Any]:
     """The fenced blocks in *languages*, each named by its page and line."""
     found = []
@@ -63,7 +97,7 @@ def blocks(*languages: str) -> list[Any]:
         for match in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             if match[1] in languages:
                 line = text.count("\n", 0, match.start()) + 1
-                marks = [pytest.mark.frameworks] if FRAMEWORKS.search(match[2]) else []
+                marks = [pytest.mark.frameworks] if frameworks(match[2], page) else []
                 found.append(pytest.param(match[2], id=f"{shown(page)}:{line}", marks=marks))
     return found
 
@@ -98,11 +132,16 @@ def ini(name: str) -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize("code", blocks("python", "py"))
-def test_the_code_runs(code: str, shared_nats_server: NatsServer, tmp_path: Path) -> None:
-    for name in FRAMEWORKS.findall(code):
+def test_the_code_runs(
+    code: str, request: pytest.FixtureRequest, shared_nats_server: NatsServer, tmp_path: Path
+) -> None:
+    page = ROOT / request.node.callspec.id.partition(":")[0]
+    for name in frameworks(code, page):
         pytest.importorskip(PACKAGES[name])
     script = tmp_path / "block.py"
-    script.write_text(code.replace(URL, shared_nats_server.url), encoding="utf-8")
+    for name, text in {**files(page), script.name: LONG.sub("range(20)", code)}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.replace(URL, shared_nats_server.url), encoding="utf-8")
     process = Popen([sys.executable, str(script)], stdout=PIPE, stderr=STDOUT, cwd=tmp_path)
     try:
         output, _ = process.communicate(timeout=TIMEOUT)
@@ -154,14 +193,14 @@ def _check_command(command: str) -> None:
         parser().parse_args(words[1:])
         return
     tox, setup = ini("tox.ini"), ini("setup.cfg")
-    if command in ("python3 -m venv .venv", "pip install tox", "pip install .", "pytest", WEB):
+    if command in KNOWN:
         return
     if command == "tox run":
         assert tox["tox"]["env_list"].split()
         return
     environment = re.fullmatch(r"tox run -e (\w+)", command)
     label = re.fullmatch(r"tox run -m (\w+)", command)
-    extras = re.fullmatch(r"pip install (?:-e )?'\.\[([\w,]+)\]'", command)
+    extras = re.fullmatch(r"pip install (?:-e )?'\.(?:/gnats)?\[([\w,]+)\]'", command)
     program = re.match(r"python -m tests\.(\w+) ", command)
     if environment:
         assert f"testenv:{environment[1]}" in tox
