@@ -531,6 +531,7 @@ def _resolve(host: str, port: int, what: str = "") -> list[tuple[int, _Address]]
     except ValueError:
         pass
     try:
+        host.encode("idna")  # before gevent's thread pool does, which would print a stack
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no host name"

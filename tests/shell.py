@@ -115,7 +115,12 @@ class Running:
 
 @contextmanager
 def running(
-    folder: Path, *words: str, stdin: Any = None, stdout: Any = None, **env: str
+    folder: Path,
+    *words: str,
+    stdin: Any = None,
+    stdout: Any = None,
+    cwd: Path | None = None,
+    **env: str,
 ) -> Iterator[Running]:
     """A command that goes on while the block runs; killed at its end if it still runs."""
     number = len(list(folder.glob("*.err")))
@@ -126,6 +131,7 @@ def running(
             stdin=stdin,
             stdout=out_file if stdout is None else stdout,
             stderr=err_file,
+            cwd=cwd,
             env=environ(**env),
             preexec_fn=_listening,
         )
@@ -152,7 +158,7 @@ def on_a_terminal(
         stdout=slave,
         stderr=slave,
         close_fds=True,
-        env={**environ(**env), "LINES": str(rows), "COLUMNS": str(columns), "TERM": "xterm"},
+        env=environ(**{"LINES": str(rows), "COLUMNS": str(columns), "TERM": "xterm", **env}),
         preexec_fn=_listening,
     )
     os.close(slave)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -25,7 +26,7 @@ from shell import COMMAND, PATIENCE, Running, environ, gnats, on_a_terminal, run
 import gnats as library
 from gnats.cli import exits, flags, payloads
 from gnats.cli.program import COMMANDS, parser
-from gnats.testing import FakeServer, NatsServer, free_port, hold, wait_until
+from gnats.testing import FakeServer, NatsServer, free_port, hold, serve, wait_until
 
 # Most of it depends on no loop and no gevent; what does (signals, forks) has no mark.
 once = pytest.mark.once
@@ -161,6 +162,7 @@ def test_pub_lines_are_sent_as_they_come(url: str, subject: str, listen: Any) ->
         (["a", "x", "-H", "no colon"], "is no header"),
         (["a", "x", "-H", "bad name: x"], "header"),
         (["a", "x", "-n", "0"], "is no count"),
+        (["a", "x", "-s", "nats://127.0.0.1:1,"], "an empty URL among the servers"),
         (["a", "two", "words"], "unrecognized: words (a payload of several words needs quotes)"),
         (["a", "x", "--flie", "f"], "usage: gnats pub"),
         (["a", "x", "--sleep", "soon"], "is no duration"),
@@ -368,6 +370,48 @@ def test_sub_shows_a_message_whose_headers_cannot_be_read(fake_server: Any) -> N
     (facts,) = done.json
     assert facts["data"] == "hi"
     assert "header" in facts["headers_error"]
+
+
+@once
+def test_standard_error_that_is_closed(conn: library.Connection, url: str, subject: str) -> None:
+    command = shlex.join([*COMMAND, "request", subject, "x", "-s", url])
+    process = Popen(["bash", "-c", f"{command} 2>&-"], stdout=PIPE, env=environ())
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (exits.NOBODY, b"")
+
+
+@once
+def test_json_keeps_what_is_no_utf8(fake_server: Any) -> None:
+    def script(client: Any) -> None:
+        client.handshake()
+        for frame in ("SUB", "UNSUB", "PING"):
+            client.expect(frame)
+        client.send(b"MSG h.\xff\xfe 1 0\r\n\r\nPONG\r\n")
+        serve(client)
+
+    done = gnats("sub", "h.*", "-n", "1", "--json", "-s", fake_server(script).url)
+    (facts,) = done.json
+    assert facts["subject"].encode("utf-8", "surrogateescape") == b"h.\xff\xfe"
+
+
+@once
+def test_a_server_that_never_confirms(fake_server: Any) -> None:
+    """Nothing waits longer than was asked for."""
+
+    def script(client: Any) -> None:
+        client.handshake()
+        hold(client)
+
+    url = fake_server(script).url
+    for words in (
+        ["sub", "a", "-n", "1", "--timeout", "0.5"],
+        ["health", "--timeout", "0.5"],
+        ["rtt", "1", "--timeout", "0.5"],
+        ["pub", "a", "x", "--timeout", "0.5"],
+    ):
+        began = monotonic()
+        gnats(*words, "-s", url, status=exits.TIME_IS_UP)
+        assert monotonic() - began < 0.5 + 8
 
 
 @once
@@ -616,6 +660,139 @@ def test_reply_by_a_command(
     assert "the command failed (3): broken" in command.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--command", "setsid sleep 600", "--command-timeout", "0.3"], "longer than 0.3 s"),
+        (["--command", "setsid sleep 600 & echo a", "--command-timeout", "0.3"], "longer than"),
+        (["--command", "yes"], "printed more than 1048576 bytes"),
+        (["--command", "head -c 1048570 /dev/zero", "-H", "A: bcdef"], "too long"),
+    ],
+)
+def test_a_reply_that_fails_is_an_answer_too(
+    shared_nats_server: NatsServer,
+    conn: library.Connection,
+    subject: str,
+    tmp_path: Path,
+    words: list[str],
+    said: str,
+) -> None:
+    with subscribed(
+        tmp_path, shared_nats_server, subject, *words, "-n", "1", command="reply"
+    ) as command:
+        answer = conn.request(subject, timeout=20)
+        assert said in (answer.headers or {})["Nats-Service-Error"]
+        command.end()
+
+
+def test_no_command_outlives_a_second_ctrl_c(
+    shared_nats_server: NatsServer, conn: library.Connection, subject: str, tmp_path: Path
+) -> None:
+    words = ["--command", "echo $$ > pid; sleep 600"]
+    with subscribed(
+        tmp_path, shared_nats_server, subject, *words, command="reply", cwd=tmp_path
+    ) as command:
+        conn.publish(subject, b"", reply="nowhere")
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), PATIENCE)
+        command.signal()
+        wait_until(lambda: not subscribers(shared_nats_server, subject), PATIENCE)  # it drains
+        command.signal()
+        command.end(130)
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_alive(pid), PATIENCE)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_reply_that_the_server_refuses_is_a_failure(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    nats_server.config = """authorization { users: [
+        {user: a, password: a, permissions: {publish: "none"}}, {user: b, password: b}] }"""
+    nats_server.reload()
+    words = ["reply", "q", "x", "-n", "1", "-s", nats_server.url, "--user", "a", "--password", "a"]
+    with (
+        running(tmp_path, *words) as command,
+        library.connect(nats_server.url, user="b", password="b") as conn,
+    ):
+        command.await_err("answering on q")
+        conn.publish("q", b"", reply="p")
+        command.end(exits.FAILED)
+    assert "Permissions Violation" in command.err
+
+
+def test_the_last_answer_waits_for_a_server(nats_server: NatsServer, tmp_path: Path) -> None:
+    words = ["--command", "echo > begun; while [ ! -e go ]; do sleep 0.05; done; echo hi"]
+    words += ["-n", "1"]
+    with (
+        library.connect(nats_server.url, max_reconnect=-1, reconnect_wait=0.05) as conn,
+        subscribed(tmp_path, nats_server, "q", *words, command="reply", cwd=tmp_path) as command,
+    ):
+        answers = conn.subscribe("answers")
+        conn.publish("q", b"", reply="answers")
+        wait_until(lambda: (tmp_path / "begun").exists(), PATIENCE)
+        nats_server.kill()
+        command.await_err("lost the server")
+        (tmp_path / "go").touch()
+        nats_server.start()
+        command.end()
+        assert command.process.returncode == 0
+        assert "could not be sent" not in command.err
+        assert answers.next_msg(10).data == b"hi\n"
+
+
+@pytest.mark.parametrize("words", [["sub", "a"], ["reply", "a", "x"], ["pub", "a", "--lines"]])
+def test_a_connection_that_has_ended_for_good_ends_the_command(
+    nats_server: NatsServer, tmp_path: Path, words: list[str]
+) -> None:
+    """Refused twice with the same words: the library gives up."""
+    nats_server.config = "authorization { user: a, password: one }"
+    nats_server.reload()
+    reading, writing = os.pipe()
+    url = nats_server.url.replace("://", "://a:one@")
+    try:
+        with running(tmp_path, *words, "-s", url, stdin=reading) as command:
+            wait_until(lambda: nats_server.varz()["connections"] == 1, PATIENCE)
+            nats_server.kill()
+            nats_server.config = "authorization { user: a, password: two }"
+            nats_server.start()
+            command.end(exits.FAILED)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "gnats: the connection has ended: " in command.err
+    assert "Authorization Violation" in command.err
+
+
+def test_what_a_slow_reader_has_missed_is_told(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Nobody reads its output: in the end the drain gives up."""
+    reading, writing = os.pipe()
+    words = ["sub", "a", "--raw", "-s", nats_server.url]
+    try:
+        with (
+            running(tmp_path, *words, stdout=writing) as command,
+            library.connect(nats_server.url) as conn,
+        ):
+            command.await_err("listening")
+            for _ in range(100):
+                conn.publish("a", bytes(100_000))
+            conn.flush()
+            command.signal()
+            command.end(exits.INCOMPLETE)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert re.search(
+        r"gnats: drain did not end within 10 s: .*; \d+ received messages dropped", command.err
+    )
+
+
 def test_a_command_that_hangs_is_ended(
     shared_nats_server: NatsServer, conn: library.Connection, subject: str, tmp_path: Path
 ) -> None:
@@ -659,7 +836,8 @@ def test_health(url: str, shared_nats_server: NatsServer) -> None:
 @once
 def test_health_of_what_is_ill(nats_server: NatsServer) -> None:
     nats_server.pause()
-    gnats("health", "-s", nats_server.url, "--timeout", "0.3", status=1)
+    silent = gnats("health", "-s", nats_server.url, "--timeout", "0.3", "--json", status=3)
+    assert silent.json == [{"healthy": False, "error": "no answer within 0.3 s"}]
     nats_server.resume()
     nats_server.kill()
     done = gnats("health", "--json", "-s", nats_server.url, status=1)
@@ -700,7 +878,7 @@ def test_bench_tells_what_is_missing(nats_server: NatsServer) -> None:
     done = gnats(
         *["bench", "forbidden", "-n", "50", "--user", "a", "--password", "a"],
         *["--stall", "0.3", "-s", nats_server.url],
-        status=5,
+        status=1,
     )
     assert "MISSING  50 of 50" in done.out.decode()
     assert "ermission" in done.err
@@ -712,6 +890,38 @@ def test_bench_with_what_the_server_does_not_take(url: str, words: list[str]) ->
     done = gnats("bench", "-s", url, "--size", "2000000", "-n", "10", *words, status=1)
     assert "the server takes at most 1048576" in done.err
     assert "failed with" not in done.err
+
+
+@once
+def test_bench_counts_no_message_that_was_lost(fake_server: Any) -> None:
+    """The first link is cut behind the first message."""
+    links: list[Any] = []
+
+    def script(client: Any) -> None:
+        links.append(client)
+        client.handshake()
+        if len(links) == 1:
+            client.expect("PUB")
+        else:
+            serve(client)
+
+    words = ["bench", "--sub", "0", "-n", "1", "--json", "-s", fake_server(script).url]
+    done = gnats(*words, status=exits.INCOMPLETE)
+    assert (done.json[0]["done"], done.json[0]["expected"]) == (0, 1)
+
+
+@once
+def test_bench_through_an_outage(nats_server: NatsServer, tmp_path: Path) -> None:
+    words = ["bench", "--sub", "0", "-n", "3000000", "--at-least-once", "-s", nats_server.url]
+    with running(tmp_path, *words) as command:
+        wait_until(lambda: nats_server.varz()["in_msgs"] > 1000, PATIENCE)
+        nats_server.kill()
+        command.await_err("lost the server")
+        gevent.sleep(1.0)  # until no more fits into the buffer
+        nats_server.start()
+        command.await_err("back, at")
+        command.signal()
+        command.end(130)
 
 
 @once
@@ -757,6 +967,17 @@ def _lives(pid: int) -> bool:
 
 
 @once
+@pytest.mark.parametrize("words", [["--token", "t", "server"], ["server", "--token", "t"]])
+def test_server_has_its_credentials_from_before_or_behind(tmp_path: Path, words: list[str]) -> None:
+    with running(tmp_path, *words, "-p", "0", "--json") as command:
+        command.await_out(b"\n")
+        url = command.json[0]["url"]
+        assert "uthorization" in gnats("health", "-s", url, status=1).err
+        gnats("health", "-s", url, "--token", "t")
+        command.signal()
+        command.end()
+
+
 def test_server_with_credentials_and_arguments(tmp_path: Path) -> None:
     words = ["-p", "0", "--user", "u", "--password", "p", "--", "-D"]
     with running(tmp_path, "server", *words) as command:
@@ -888,6 +1109,35 @@ def test_a_progress_bar_on_a_terminal(url: str) -> None:
 
 
 @once
+def test_nor_can_a_command_of_reply_or_json(
+    conn: library.Connection, url: str, subject: str
+) -> None:
+    def ask() -> None:
+        wait_until(lambda: _is_heard(conn, subject), PATIENCE)
+
+    asker = gevent.spawn(ask)
+    words = ["reply", subject, "-s", url, "-n", "1", "--json", "--command"]
+    shown = on_a_terminal([*words, "cat >&2; exit 1"]).out
+    asker.join(PATIENCE)
+    assert b"pwned" in shown
+    assert b"\x1b]0" not in shown
+    assert b"\xc2\x9b" not in shown
+
+
+def _is_heard(conn: library.Connection, subject: str) -> bool:
+    try:
+        conn.request(subject, b"\x1b]0;pwned\x07 \xc2\x9b31m", timeout=5)
+    except library.errors.NoRespondersError:
+        return False
+    return True
+
+
+def test_a_dumb_terminal_gets_plain_lines(url: str, subject: str) -> None:
+    done = on_a_terminal(["request", subject, "x", "-s", url], NO_COLOR="", TERM="dumb")
+    assert done.status == exits.NOBODY
+    assert b"\x1b" not in done.out
+
+
 def test_a_message_cannot_command_the_terminal(
     conn: library.Connection, url: str, subject: str
 ) -> None:
@@ -902,6 +1152,16 @@ def test_a_message_cannot_command_the_terminal(
 
 
 @once
+@once
+def test_flags_between_other_arguments() -> None:
+    for line in ("pub a -H 'x: y' payload", "pub a -s u payload", "request a --timeout 1 payload"):
+        found = parser().parse_args(shlex.split(line))
+        assert (found.subject, found.payload) == ("a", "payload")
+    assert parser().parse_args(shlex.split("sub a --count 1 b")).subject == ["a", "b"]
+    assert parser().parse_args(shlex.split("reply q --count 1 42")).payload == "42"
+    assert parser().parse_args(shlex.split("server -p 0 -- -DV")).arguments == ["-DV"]
+
+
 @once
 def test_two_forms_at_once(url: str) -> None:
     assert "not allowed with" in gnats("sub", "a", "--raw", "--json", "-s", url, status=2).err

@@ -23,7 +23,7 @@ from gevent.event import Event
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, count, seconds
-from gnats.cli.link import confirm, connected
+from gnats.cli.link import Refusals, confirm, connected
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output
 from gnats.cli.progress import progress
@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.request and not arguments.sub:
         raise exits.CommandError("--request needs someone to answer: --sub", exits.USAGE)
     with Output() as output, contextlib.ExitStack() as stack:
-        link = _link_maker(stack, arguments)
+        refusals = Refusals()
+        link = _link_maker(stack, arguments, refusals)
         trial = (Requests if arguments.request else Stream)(arguments, link)
         try:
             with progress(trial.what, trial.expected, trial.done, arguments.quiet):
@@ -74,16 +75,23 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         facts = {"mode": trial.what, "size": arguments.size, **facts}
         output.write_json(facts) if arguments.json else output.write(_text(facts))
-        return exits.DONE if facts["done"] == facts["expected"] else exits.INCOMPLETE
+        complete = facts["done"] == facts["expected"]
+        return refusals.judge(exits.DONE if complete else exits.INCOMPLETE)
 
 
-def _link_maker(stack: contextlib.ExitStack, arguments: argparse.Namespace) -> Any:
+def _link_maker(
+    stack: contextlib.ExitStack, arguments: argparse.Namespace, refusals: Refusals
+) -> Any:
     """Makes one more connection, closed at the end."""
 
     def link(**fields: Any) -> gnats.Connection:
-        return stack.enter_context(connected(arguments, **fields))
+        return stack.enter_context(connected(arguments, refusals, **fields))
 
     return link
+
+
+def _delivered(stats: gnats.Stats) -> int:
+    return stats.accepted - stats.uncertain - stats.dropped
 
 
 def _shares(total: int, among: int) -> list[int]:
@@ -129,7 +137,7 @@ class Stream:
     def done(self) -> int:
         if self._readers:
             return sum(reader.received for reader in self._readers)
-        return sum(conn.stats.accepted for conn in self._publishers)
+        return sum(_delivered(conn.stats) for conn in self._publishers)
 
     def run(self) -> dict[str, Any]:
         msgs = self._arguments.msgs
@@ -152,7 +160,11 @@ class Stream:
     def _publish(self, conn: gnats.Connection, share: int) -> None:
         publish, subject, payload = conn.publish, self._subject, self._payload
         for _ in range(share):
-            publish(subject, payload)
+            try:
+                publish(subject, payload)
+            except gnats.errors.OutboundBufferLimitError:  # an outage, and no more room
+                conn.wait_for_status("connected")
+                publish(subject, payload)
         confirm(conn)
 
     def _await_readers(self) -> None:

@@ -105,8 +105,12 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def servers(arguments: argparse.Namespace) -> str:
-    """The URLs to connect to."""
-    return str(getattr(arguments, "server", None) or os.environ.get("NATS_URL") or _DEFAULT_URL)
+    """The URLs to connect to, joined by commas. Raises CommandError for an empty one."""
+    given = getattr(arguments, "server", None)
+    urls = str(os.environ.get("NATS_URL") or _DEFAULT_URL) if given is None else str(given)
+    if not all(url.strip() for url in urls.split(",")):
+        raise exits.CommandError(f"an empty URL among the servers: {urls!r}", exits.USAGE)
+    return urls
 
 
 def _values(arguments: argparse.Namespace, flags: dict[str, Any]) -> dict[str, str]:
@@ -168,4 +172,8 @@ def header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is no header: 'Name: value'")
+    try:
+        gnats.Headers([(name.strip(), value.strip())])
+    except gnats.errors.HeaderError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
     return name.strip(), value.strip()

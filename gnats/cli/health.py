@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import gevent
+
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, seconds
@@ -28,12 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    timeout = arguments.timeout
+    late = exits.CommandError(f"no answer within {timeout:g} s", exits.TIME_IS_UP)
     if not hasattr(arguments, "connect_timeout"):
-        arguments.connect_timeout = arguments.timeout
+        arguments.connect_timeout = timeout + 1.0  # the time for all is over before
     with Output() as output:
         try:
-            facts = _ask(arguments)
-        except gnats.errors.Error as exc:
+            with gevent.Timeout(timeout, late):
+                facts = _ask(arguments)
+        except (gnats.errors.Error, exits.CommandError) as exc:
             if arguments.json:
                 output.write_json({"healthy": False, "error": str(exc)})
             raise
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _ask(arguments: argparse.Namespace) -> dict[str, Any]:
     with connected(arguments, allow_reconnect=False) as conn:
-        rtt = conn.rtt(arguments.timeout)
+        rtt = conn.rtt(None)
         info = conn.server_info
         assert info is not None  # there was a link
         return {

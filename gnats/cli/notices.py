@@ -10,7 +10,11 @@ _COLOURS = {"error": "31", "lost": "33", "back": "32", "faint": "2"}
 
 
 def say(text: str, kind: str = "") -> None:
-    """One line to standard error. Never raises: it may be closed."""
+    """A line or more to standard error. Never raises: it may be closed. What others have said, a
+    server or a command, cannot command the terminal."""
+    if sys.stderr is None:  # print would take standard output instead
+        return
+    text = harmless(text)
     colour = _COLOURS.get(kind) if is_colourful() else None
     line = f"\x1b[{colour}m{text}\x1b[0m" if colour else text
     with contextlib.suppress(OSError, ValueError):
@@ -19,7 +23,23 @@ def say(text: str, kind: str = "") -> None:
 
 def is_colourful() -> bool:
     """Whether standard error is a terminal that takes colours (https://no-color.org)."""
-    return is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
+    plain = os.environ.get("NO_COLOR") or is_dumb()
+    return is_terminal(sys.stderr) and not plain
+
+
+def is_dumb() -> bool:
+    """Whether the terminal only writes on."""
+    return os.environ.get("TERM") == "dumb"
+
+
+def harmless(text: str) -> str:
+    """*text* without control characters but tabs and ends of lines: they are shown, not obeyed."""
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def is_terminal(stream: object) -> bool:

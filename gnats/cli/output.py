@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -19,7 +18,7 @@ from gevent.event import Event
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.notices import is_terminal
+from gnats.cli.notices import harmless, is_terminal
 from gnats.cli.threads import in_thread
 
 _MOST = 4 * 1024 * 1024  # bytes that wait; then who writes more waits, too
@@ -55,7 +54,9 @@ class Output:
 
     def write_json(self, facts: dict[str, Any]) -> None:
         """*facts* as one line of JSON."""
-        self.write(json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        # What is no UTF-8 stays what it was, as an escape; so does what would command a terminal.
+        line = json.dumps(facts, ensure_ascii=is_terminal(sys.stdout))
+        self.write(line.encode("utf-8", "backslashreplace") + b"\n")
 
     def finish(self, patience: float | None = None) -> None:
         """Until all is written, or *patience* seconds long. Switches. Raises as ``check``."""
@@ -155,14 +156,4 @@ def as_raw(msg: gnats.Msg) -> bytes:
 
 
 def _harmless(data: bytes) -> bytes:
-    """*data* without control characters but tabs and ends of lines."""
-    text = data.decode("utf-8", "backslashreplace")
-    return "".join(_shown(text)).encode("utf-8", "replace")
-
-
-def _shown(text: str) -> Iterable[str]:
-    for character in text:
-        if character.isprintable() or character in "\n\t":
-            yield character
-        else:
-            yield character.encode("unicode_escape").decode("ascii")
+    return harmless(data.decode("utf-8", "backslashreplace")).encode("utf-8", "replace")

@@ -77,18 +77,19 @@ def is_typed(arguments: argparse.Namespace) -> bool:
     return piped and is_terminal(sys.stdin)
 
 
-def payloads(arguments: argparse.Namespace, count: int) -> Iterator[bytes]:
+def payloads(arguments: argparse.Namespace, count: int, most: int) -> Iterator[bytes]:
     """Each payload to send: *count* times the same, or every line. Switches while it reads.
 
-    Raises CommandError for a file that cannot be read.
+    Raises CommandError for a file that cannot be read, and one that is longer than *most*
+    bytes: before all of it is here.
     """
     if getattr(arguments, "lines", False):
-        yield from _lines(arguments.file)
+        yield from _lines(arguments.file, most)
     elif arguments.payload not in (None, "-"):
         for number in range(1, count + 1):
             yield fill_in(arguments.payload, number)
     else:
-        yield from itertools.repeat(_whole(arguments.file), count)
+        yield from itertools.repeat(_whole(arguments.file, most), count)
 
 
 def fill_in(template: str, number: int, request: bytes = b"") -> bytes:
@@ -110,19 +111,34 @@ def fill_in(template: str, number: int, request: bytes = b"") -> bytes:
     return request.join([before, *rest])
 
 
-def _whole(path: str | None) -> bytes:
-    return b"".join(_chunks(path))
-
-
-def _lines(path: str | None) -> Iterator[bytes]:
-    """Each line without its end; a last one without an end counts."""
-    rest = b""
+def _whole(path: str | None, most: int) -> bytes:
+    parts, size = [], 0
     for chunk in _chunks(path):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line[:-1] if line.endswith(b"\r") else line
-    if rest:
-        yield rest
+        parts.append(chunk)
+        size += len(chunk)
+        _check_size(size, most)
+    return b"".join(parts)
+
+
+def _lines(path: str | None, most: int) -> Iterator[bytes]:
+    """Each line without its end; a last one without an end counts."""
+    begun, size = [], 0  # of a line whose end has not come
+    for chunk in _chunks(path):
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        size += len(first)
+        for line in others:
+            whole = b"".join(begun)
+            yield whole[:-1] if whole.endswith(b"\r") else whole
+            begun, size = [line], len(line)
+        _check_size(size, most)
+    if size:
+        yield b"".join(begun)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise exits.CommandError(f"a payload is over the {most} bytes that the server takes")
 
 
 def _chunks(path: str | None) -> Iterator[bytes]:

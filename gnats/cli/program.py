@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
+from typing import Any
 
 import gevent
 
@@ -86,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
     version = f"gnats {gnats.__version__} ({'compiled' if gnats.compiled else 'pure Python'})"
     whole.add_argument("--version", action="version", version=version)
     add_connection(whole)
-    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = whole.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_Intermixed
+    )
     for module in COMMANDS:
         summary, _, more = (module.__doc__ or "").partition("\n\n")
         command = commands.add_parser(
@@ -98,6 +101,22 @@ def parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run, module=module, parser=command)
     return whole
+
+
+class _Intermixed(argparse.ArgumentParser):
+    """One whose flags may stand between its other arguments."""
+
+    _is_within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Python's own does it this way, but not for a command of another parser."""
+        if self._is_within or (args and "--" in args):  # what stands behind it would be lost
+            return super().parse_known_args(args, namespace)
+        self._is_within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_within = False
 
 
 @contextlib.contextmanager

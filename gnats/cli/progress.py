@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import gevent
 
-from gnats.cli.notices import is_terminal, say
+from gnats.cli.notices import is_dumb, is_terminal, say
 
 _REFRESH = 0.1  # seconds between two looks
 _LINE_EVERY = 2.0  # seconds between two lines, where no bar can be drawn
@@ -33,12 +33,13 @@ def progress(what: str, total: int | None, count: Callable[[], int], quiet: bool
 
 def _show(what: str, total: int | None, count: Callable[[], int]) -> None:
     gevent.sleep(_DELAY)
-    try:
-        import rich.progress  # noqa: F401
-    except ImportError:
-        _lines(what, total, count)
-    else:
-        _bar(what, total, count)
+    draw = _lines
+    if not is_dumb():
+        with contextlib.suppress(ImportError):
+            import rich.progress  # noqa: F401
+
+            draw = _bar
+    draw(what, total, count)
 
 
 def _lines(what: str, total: int | None, count: Callable[[], int]) -> None:

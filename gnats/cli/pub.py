@@ -61,14 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"interrupted after {plural(conn.stats.accepted, 'message')}", "lost")
             raise
         _confirm(conn, arguments.timeout)
-        stats = conn.stats
-    _report(arguments, stats, time.monotonic() - began)
-    if refusals.happened.is_set():
-        return exits.FAILED
-    if stats.uncertain or stats.dropped:
-        say(f"{stats.uncertain} uncertain, {stats.dropped} dropped", "error")
-        return exits.INCOMPLETE
-    return exits.DONE
+        _report(arguments, conn.stats, time.monotonic() - began)
+    uncertain = conn.stats.uncertain
+    if uncertain:
+        say(f"gnats: {plural(uncertain, 'message')} uncertain: a server died over it", "error")
+    return refusals.judge(exits.INCOMPLETE if uncertain else exits.DONE)
 
 
 def _publish(conn: gnats.Connection, arguments: argparse.Namespace) -> None:
@@ -76,7 +73,7 @@ def _publish(conn: gnats.Connection, arguments: argparse.Namespace) -> None:
     total = None if arguments.lines else arguments.count
     quiet = arguments.quiet or is_typed(arguments)  # who types needs no bar in between
     with progress("published", total, lambda: conn.stats.accepted, quiet):
-        for number, payload in enumerate(payloads(arguments, arguments.count)):
+        for number, payload in enumerate(payloads(arguments, arguments.count, conn.max_payload)):
             if arguments.sleep and number:
                 gevent.sleep(arguments.sleep)
             _publish_one(conn, arguments, payload, headers)

@@ -11,10 +11,9 @@ payload as its standard input, the subject as $NATS_REQUEST_SUBJECT, and answers
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 
 from gevent.event import Event
-from gevent.subprocess import PIPE, Popen, TimeoutExpired
 
 import gnats
 from gnats.cli import exits
@@ -23,11 +22,14 @@ from gnats.cli.link import Refusals, confirm, connected, listen
 from gnats.cli.notices import say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 from gnats.cli.payloads import SEVERAL_WORDS, add_headers, check_payload, fill_in, payloads
+from gnats.cli.shell import Answer, Shell
 
 UNKNOWN = SEVERAL_WORDS
 _QUEUE = "gnats-reply"
 _AT_ONCE = 8  # commands
+_CONFIRM = 10.0  # seconds for the server to take the last answers
 _MOST_ERROR = 200  # characters of a command's complaint that go into a header
+_MOST_WORDS = 300  # of it that are told here
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.file is not None:
         check_payload(arguments, 1)
     refusals = Refusals()
-    with Output() as output, connected(arguments, refusals) as conn:
-        service = Service(arguments, output)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(Output())
+        shell = Shell()
+        stack.callback(shell.kill_all)  # what still runs when the connection has been left
+        conn = stack.enter_context(
+            connected(arguments, refusals, drains=True, **_time_to_drain(arguments))
+        )
+        service = Service(arguments, output, shell, conn.max_payload)
         conn.subscribe(
             arguments.subject,
             queue=arguments.queue,
@@ -70,71 +78,98 @@ def run(arguments: argparse.Namespace) -> int:
             concurrency=_AT_ONCE if arguments.command is not None else 1,
         )
         confirm(conn)
-        if not arguments.quiet:
+        if not arguments.quiet and not refusals.happened.is_set():
             say(f"answering on {arguments.subject}", "faint")
-        return listen(arguments, service.over, refusals, output)
+        status = listen(arguments, service.over, refusals, output)
+        if status == exits.DONE and service.over.is_set():
+            _confirm_answers(conn)
+    return refusals.judge(status)
+
+
+def _time_to_drain(arguments: argparse.Namespace) -> dict[str, float]:
+    """A command under way has its time."""
+    if arguments.command is None:
+        return {}
+    return {"drain_timeout": arguments.command_timeout + _CONFIRM}
+
+
+def _confirm_answers(conn: gnats.Connection) -> None:
+    """The last ones, too, through an outage."""
+    try:
+        confirm(conn, _CONFIRM)
+    except gnats.errors.TimeoutError as exc:
+        raise exits.CommandError(
+            f"no confirmation of the answers within {_CONFIRM:g} s", exits.INCOMPLETE
+        ) from exc
+
+
+def _headers(answer: Answer) -> list[tuple[str, str]]:
+    """What tells of a failure (ADR-32's names)."""
+    if answer.failure is None:
+        return []
+    status, words = answer.failure
+    return [("Nats-Service-Error-Code", status), ("Nats-Service-Error", words[:_MOST_ERROR])]
+
+
+def _complain(answer: Answer) -> None:
+    if answer.failure is not None:
+        status, words = answer.failure
+        say(f"gnats: the command failed ({status}): {words}"[:_MOST_WORDS], "error")
 
 
 class Service:
     """Makes the answers, and shows the requests."""
 
-    def __init__(self, arguments: argparse.Namespace, output: Output) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, output: Output, shell: Shell, most: int
+    ) -> None:
         self.over = Event()
         self._arguments = arguments
         self._output = output
         self._taken = self._answered = 0
-        self._file = next(payloads(arguments, 1)) if arguments.file is not None else b""
+        self._most = most
+        self._file = next(payloads(arguments, 1, most)) if arguments.file is not None else b""
+        self._shell = shell
 
     def answer(self, msg: gnats.Msg) -> None:
+        """Answer *msg*, in any case: who asks must not wait for what has failed here."""
         self._taken += 1
         number = self._taken
         self._show(msg, number)
-        if msg.reply:
-            answer, headers = self._make(msg, number)
-            msg.respond(answer, headers or None)
-        elif not self._arguments.quiet:
-            say(f"message {number} wants no answer", "faint")
-        self._answered += 1
-        if self._answered == self._arguments.count:
-            self.over.set()
+        try:
+            if msg.reply:
+                self._respond(msg, number)
+            elif not self._arguments.quiet:
+                say(f"message {number} wants no answer", "faint")
+        finally:
+            self._answered += 1
+            if self._answered == self._arguments.count:
+                self.over.set()
 
-    def _make(self, msg: gnats.Msg, number: int) -> tuple[bytes, list[tuple[str, str]]]:
+    def _respond(self, msg: gnats.Msg, number: int) -> None:
+        answer = self._make(msg, number)
+        _complain(answer)
+        try:
+            msg.respond(answer.data, [*self._arguments.header, *_headers(answer)] or None)
+        except gnats.errors.MaxPayloadError as exc:
+            say(f"gnats: {exc}", "error")
+            msg.respond(b"", _headers(Answer(b"", ("1", "the answer is too long for the server"))))
+
+    def _make(self, msg: gnats.Msg, number: int) -> Answer:
         arguments = self._arguments
         if arguments.command is not None:
-            answer, failure = self._run_command(msg)
-            return answer, [*arguments.header, *failure]
+            return self._shell.run(
+                arguments.command,
+                msg.data,
+                arguments.command_timeout,
+                self._most,
+                NATS_REQUEST_SUBJECT=msg.subject,
+            )
         if arguments.echo:
-            return msg.data, arguments.header
+            return Answer(msg.data)
         if arguments.file is not None:
-            return self._file, arguments.header
-        return fill_in(arguments.payload, number, msg.data), arguments.header
-
-    def _run_command(self, msg: gnats.Msg) -> tuple[bytes, list[tuple[str, str]]]:
-        """Its output; and, when it fails, the headers that tell so (ADR-32's names)."""
-        arguments = self._arguments
-        process = Popen(
-            arguments.command,
-            shell=True,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            start_new_session=True,  # Ctrl-C is for us: what was begun is finished
-            env={**os.environ, "NATS_REQUEST_SUBJECT": msg.subject},
-        )
-        try:
-            answer, complaint = process.communicate(msg.data, timeout=arguments.command_timeout)
-        except TimeoutExpired:
-            os.killpg(process.pid, 9)
-            answer, complaint = process.communicate()
-            complaint = b"it took longer than %g s" % arguments.command_timeout
-        if process.returncode == 0:
-            return bytes(answer), []
-        text = " ".join(complaint.decode("utf-8", "replace").split())[:_MOST_ERROR]
-        say(f"gnats: the command failed ({process.returncode}): {text}", "error")
-        return bytes(answer), [
-            ("Nats-Service-Error-Code", str(process.returncode)),
-            ("Nats-Service-Error", text or "the command failed"),
-        ]
+            return Answer(self._file)
+        return Answer(fill_in(arguments.payload, number, msg.data))
 
     def _show(self, msg: gnats.Msg, number: int) -> None:
         if self._arguments.json:

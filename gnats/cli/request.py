@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_subject(arguments.subject)
     check_payload(arguments, arguments.count)
     with Output() as output, connected(arguments) as conn:
-        for payload in payloads(arguments, arguments.count):
+        for payload in payloads(arguments, arguments.count, conn.max_payload):
             if arguments.replies == 1 and arguments.stall is None:
                 _ask_one(conn, arguments, payload, output)
             else:
@@ -86,7 +86,7 @@ def _ask_many(
     if came < max(1, arguments.replies):
         wanted = f" of {arguments.replies}" if arguments.replies else ""
         raise exits.CommandError(
-            f"{came}{wanted} answers within {arguments.timeout:g} s", exits.TIME_IS_UP
+            f"{came}{wanted} answers after {time.monotonic() - began:.3g} s", exits.TIME_IS_UP
         )
     if not arguments.replies and not arguments.quiet:
         say(plural(came, "answer"), "faint")

@@ -34,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p", "--port", type=_port, help=f"0: a free one ({_DEFAULT_PORT}; free ones in a cluster)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--user", metavar="NAME", help="that clients must give, with --password")
-    parser.add_argument("--password", metavar="TEXT")
-    parser.add_argument("--token", metavar="TEXT", help="that clients must give")
+    keep: Any = argparse.SUPPRESS  # what was said before the command stays
+    parser.add_argument(
+        "--user", metavar="NAME", default=keep, help="that clients must give, with --password"
+    )
+    parser.add_argument("--password", metavar="TEXT", default=keep)
+    parser.add_argument("--token", metavar="TEXT", default=keep, help="that clients must give")
     parser.add_argument("--jetstream", action="store_true", help="with JetStream")
     parser.add_argument(
         "--cluster", metavar="N", type=int, default=1, help="so many servers, with routes (1)"
@@ -78,9 +81,7 @@ def _started(arguments: argparse.Namespace) -> Iterator[Sequence[Any]]:
         "config": _read(arguments.config),
         "args": arguments.arguments,
         "host": arguments.host,
-        "user": arguments.user,
-        "password": arguments.password,
-        "token": arguments.token,
+        **{name: getattr(arguments, name, None) for name in ("user", "password", "token")},
         "jetstream": arguments.jetstream,
         "debug": False,
     }

@@ -17,7 +17,7 @@ from gevent.event import Event
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, check_filter, count, seconds
-from gnats.cli.link import Refusals, confirm, connected, listen
+from gnats.cli.link import Deadline, Refusals, confirm, connected, listen
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 
@@ -37,22 +37,29 @@ def run(arguments: argparse.Namespace) -> int:
     for subject in arguments.subject:
         check_filter(subject, arguments.queue)
     refusals = Refusals()
-    with Output() as output, connected(arguments, refusals) as conn:
+    left = Deadline(arguments.timeout)
+    with (
+        Output() as output,
+        connected(arguments, refusals, drains=True, patience=left.seconds()) as conn,
+    ):
         printer = Printer(arguments, output, "received")
         # The server then sends no more than that, which a queue group would miss. Of several
         # subjects nobody knows which one will bring them.
         most = arguments.count if len(arguments.subject) == 1 else 0
         for subject in arguments.subject:
             conn.subscribe(subject, queue=arguments.queue, cb=printer.take, max_msgs=most)
-        confirm(conn)
-        if not arguments.quiet:
+        confirm(conn, left.seconds())
+        if not arguments.quiet and not refusals.happened.is_set():
             say(f"listening on {', '.join(arguments.subject)}", "faint")
-        return _wait(arguments, printer, refusals)
+        status = _wait(arguments, printer, refusals, left)
+    return refusals.judge(status)
 
 
-def _wait(arguments: argparse.Namespace, printer: Printer, refusals: Refusals) -> int:
+def _wait(
+    arguments: argparse.Namespace, printer: Printer, refusals: Refusals, left: Deadline
+) -> int:
     """Until it is over; the exit status. What is here by then is still shown, while we drain."""
-    status = listen(arguments, printer.over, refusals, printer.output, arguments.timeout)
+    status = listen(arguments, printer.over, refusals, printer.output, left.seconds())
     if status == exits.TIME_IS_UP:
         say(f"time is up: {printer.number} of {plural(arguments.count, 'message')}", "error")
     return status

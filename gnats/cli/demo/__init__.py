@@ -65,8 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except (gnats.errors.Error, AssertionError) as exc:  # show how far it came, and fail
         record.failures.append(f"{type(exc).__name__}: {exc}")
-    if draw is not None:
-        draw(record, arguments.plot)
     faults = [*record.failures, *books.faults(record, arguments.at_least_once)]
     with Output() as output:
         if arguments.json:
@@ -74,8 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             output.write(books.as_text(record).encode())
             output.write(books.verdict(faults).encode())
-    if arguments.plot is not None and not arguments.quiet:
-        say(f"the timeline is in {arguments.plot}", "faint")
+        output.finish()  # whatever becomes of the picture
+    if draw is not None:
+        draw(record, arguments.plot)
+        if not arguments.quiet:
+            say(f"the timeline is in {arguments.plot}", "faint")
     return exits.FAILED if faults else exits.DONE
 
 
@@ -88,8 +89,11 @@ def _plotter(path: Path | None) -> Any:
             f"--plot: a file that ends in {', '.join(_PLOTS)} is needed, not {str(path)!r}",
             exits.USAGE,
         )
-    if not path.absolute().parent.is_dir():
-        raise exits.CommandError(f"--plot: there is no folder {path.absolute().parent}")
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as exc:
+        raise exits.CommandError(f"--plot {path}: {exc.strerror}") from exc
     try:
         from gnats.cli.demo.plot import draw
     except ImportError as exc:
