@@ -78,7 +78,9 @@ def test_the_timeline(ending: str, tmp_path: Path) -> None:
 
 def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_begins(tmp_path: Path) -> None:
     assert ".svg" in gnats("demo", "--plot", "outage.txt", status=2).err
-    assert "no folder" in gnats("demo", "--plot", str(tmp_path / "a/b.svg"), status=1).err
+    assert "No such file" in gnats("demo", "--plot", str(tmp_path / "a/b.svg"), status=1).err
+    (tmp_path / "c.svg").mkdir()
+    assert "directory" in gnats("demo", "--plot", str(tmp_path / "c.svg"), status=1).err
     assert "--server" in gnats("-s", "nats://127.0.0.1:4222", "demo", status=2).err
     for words in (["--rate", "1"], ["--pace", "0"], ["--pace", "x"]):
         gnats("demo", *words, status=2)

@@ -89,9 +89,12 @@ def _plotter(path: Path | None) -> Any:
             f"--plot: a file that ends in {', '.join(_PLOTS)} is needed, not {str(path)!r}",
             exits.USAGE,
         )
+    is_new = not path.exists()
     try:
         with path.open("ab"):
             pass
+        if is_new:
+            path.unlink()
     except OSError as exc:
         raise exits.CommandError(f"--plot {path}: {exc.strerror}") from exc
     try:
