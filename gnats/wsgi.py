@@ -191,7 +191,7 @@ class Nats:
 
         *timeout* is in seconds, None is ``stop_timeout``; after it the last bytes get one more, and
         handlers that go on two. Where nothing was begun it does nothing, and a later use begins. A
-        server that is away is no error: what was left behind is logged in one line, at WARNING.
+        server that is away is no error: what was left behind is logged, at WARNING.
         Later calls raise ConnectionClosedError, until ``start``. Raises WrongThreadError in another
         thread than that of the connection.
         """
