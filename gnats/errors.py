@@ -192,7 +192,7 @@ class DrainTimeoutError(TimeoutError):
     def __init__(
         self, timeout: float | None, pending_msgs: int, buffered_msgs: int, why: str = ""
     ) -> None:
-        within = "its time" if timeout is None else f"{timeout:.3g} s"
+        within = "its time" if timeout is None else f"{round(timeout, 3):g} s"
         super().__init__(
             f"drain did not end within {within}{': ' + why if why else ''}; left behind: "
             f"{pending_msgs} received and not handled, {buffered_msgs} published and not written",

@@ -338,7 +338,7 @@ def check_callable(name: str, value: object, wanted: str = "a callable") -> None
         raise OptionTypeError(name, f"{wanted} is needed, not {type(value).__name__}")
     while isinstance(value, functools.partial):
         value = value.func
-    for function in (value, getattr(value, "__call__", None)):  # noqa: B004
+    for function in (value, getattr(type(value), "__call__", None)):  # noqa: B004
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise OptionTypeError(
                 name, "a plain function is needed, not an async one: nothing awaits it here"

@@ -242,7 +242,7 @@ class Nats:
                 "whose loop runs; a web server needs gevent workers, not threads, as with "
                 "`gunicorn -k gevent --reload`)"
             )
-        if "gunicorn" in sys.modules:
+        if "gunicorn" in sys.modules and _arbiter != os.getpid():
             warn_of_blocking()
         gnats.after_fork()
         conn = self._bound()

@@ -373,6 +373,30 @@ def test_sub_shows_a_message_whose_headers_cannot_be_read(fake_server: Any) -> N
 
 
 @once
+def test_a_payload_from_a_named_pipe(url: str, subject: str, listen: Any, tmp_path: Path) -> None:
+    sub = listen()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with running(tmp_path, "pub", subject, "--file", str(pipe), "-s", url) as command:
+        writer = Popen(["bash", "-c", f"echo hi > {shlex.quote(str(pipe))}"])
+        command.end()
+        writer.wait(PATIENCE)
+    assert sub.next_msg(5).data == b"hi\n"
+
+
+@once
+def test_help_into_a_pipe_that_breaks(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        with running(tmp_path, "--help", stdout=writing) as command:
+            command.end(exits.BROKEN_PIPE)
+    finally:
+        os.close(writing)
+    assert command.err == ""
+
+
+@once
 def test_standard_error_that_is_closed(conn: library.Connection, url: str, subject: str) -> None:
     command = shlex.join([*COMMAND, "request", subject, "x", "-s", url])
     process = Popen(["bash", "-c", f"{command} 2>&-"], stdout=PIPE, env=environ())
@@ -669,6 +693,7 @@ def test_reply_by_a_command(
         (["--command", "setsid sleep 600", "--command-timeout", "0.3"], "longer than 0.3 s"),
         (["--command", "setsid sleep 600 & echo a", "--command-timeout", "0.3"], "longer than"),
         (["--command", "yes"], "printed more than 1048576 bytes"),
+        (["--command", "printf 'a\\000b' >&2; false"], "a\\x00b"),
         (["--command", "head -c 1048570 /dev/zero", "-H", "A: bcdef"], "too long"),
     ],
 )
@@ -703,6 +728,18 @@ def test_no_command_outlives_a_second_ctrl_c(
         command.end(130)
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_alive(pid), PATIENCE)
+
+
+def test_what_a_command_has_started_is_ended_with_it(
+    shared_nats_server: NatsServer, conn: library.Connection, subject: str, tmp_path: Path
+) -> None:
+    words = ["--command", "sleep 600 & echo $! > pid; echo a", "--command-timeout", "0.3"]
+    with subscribed(
+        tmp_path, shared_nats_server, subject, *words, "-n", "1", command="reply", cwd=tmp_path
+    ) as command:
+        assert "longer" in (conn.request(subject, timeout=20).headers or {})["Nats-Service-Error"]
+        command.end()
+    wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())), PATIENCE)
 
 
 def is_alive(pid: int) -> bool:

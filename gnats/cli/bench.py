@@ -160,11 +160,12 @@ class Stream:
     def _publish(self, conn: gnats.Connection, share: int) -> None:
         publish, subject, payload = conn.publish, self._subject, self._payload
         for _ in range(share):
-            try:
-                publish(subject, payload)
-            except gnats.errors.OutboundBufferLimitError:  # an outage, and no more room
-                conn.wait_for_status("connected")
-                publish(subject, payload)
+            while True:
+                try:
+                    publish(subject, payload)
+                    break
+                except gnats.errors.OutboundBufferLimitError:  # an outage, and no more room
+                    conn.wait_for_status("connected")
         confirm(conn)
 
     def _await_readers(self) -> None:

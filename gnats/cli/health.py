@@ -16,7 +16,7 @@ import gevent
 
 import gnats
 from gnats.cli import exits
-from gnats.cli.flags import add_connection, add_output, seconds
+from gnats.cli.flags import add_connection, add_output, seconds, servers
 from gnats.cli.link import connected
 from gnats.cli.notices import say
 from gnats.cli.output import Output
@@ -33,7 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     timeout = arguments.timeout
     late = exits.CommandError(f"no answer within {timeout:g} s", exits.TIME_IS_UP)
     if not hasattr(arguments, "connect_timeout"):
-        arguments.connect_timeout = timeout + 1.0  # the time for all is over before
+        # Of several, the first must not have it all; of one, the time for all is over before.
+        several = len(servers(arguments).split(","))
+        arguments.connect_timeout = timeout / several if several > 1 else timeout + 1.0
     with Output() as output:
         try:
             with gevent.Timeout(timeout, late):

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import stat
 import sys
 import time
 import uuid
@@ -66,8 +67,9 @@ def check_payload(arguments: argparse.Namespace, count: int) -> None:
         raise exits.CommandError(
             "--lines reads a file or standard input, and counts by itself", exits.USAGE
         )
-    if arguments.file not in (None, "-"):
-        with _opened(arguments.file):
+    path = arguments.file
+    if path not in (None, "-") and not stat.S_ISFIFO(_mode(path)):  # a pipe is opened only once
+        with _opened(path):
             pass
 
 
@@ -155,10 +157,17 @@ def _chunks(path: str | None) -> Iterator[bytes]:
     yield from iter(lambda: in_thread(os.read, descriptor, _CHUNK), b"")
 
 
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except OSError as exc:
+        raise exits.CommandError(f"--file {path}: {exc.strerror}") from exc
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[FileIO]:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with in_thread(open, path, "rb", 0) as file:  # a pipe waits for its writer
             yield file
     except OSError as exc:
         raise exits.CommandError(f"--file {path}: {exc.strerror}") from exc

@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; *argv* is without the program's name. Returns the exit status."""
     try:
         arguments = _parse(argv)
+    except BrokenPipeError:  # `--help | head -1`
+        _forget_output()
+        return exits.BROKEN_PIPE
     except OSError as exc:  # of --help, to a full disk
         say(f"gnats: standard output: {exc.strerror}", "error")
         _forget_output()
@@ -64,6 +67,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise
     if unknown:
         hint = getattr(arguments.module, "UNKNOWN", "")
+        if "--" in unknown:
+            hint = "beside --, flags stand before all other arguments"
         arguments.parser.error(f"unrecognized: {' '.join(unknown)}{hint and f' ({hint})'}")
     return arguments
 

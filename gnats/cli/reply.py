@@ -19,7 +19,7 @@ import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, check_filter, count, seconds
 from gnats.cli.link import Refusals, confirm, connected, listen
-from gnats.cli.notices import say
+from gnats.cli.notices import harmless, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 from gnats.cli.payloads import SEVERAL_WORDS, add_headers, check_payload, fill_in, payloads
 from gnats.cli.shell import Answer, Shell
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         conn = stack.enter_context(
             connected(arguments, refusals, drains=True, **_time_to_drain(arguments))
         )
-        service = Service(arguments, output, shell, conn.max_payload)
+        service = Service(arguments, output, shell, conn)
         conn.subscribe(
             arguments.subject,
             queue=arguments.queue,
@@ -108,7 +108,8 @@ def _headers(answer: Answer) -> list[tuple[str, str]]:
     if answer.failure is None:
         return []
     status, words = answer.failure
-    return [("Nats-Service-Error-Code", status), ("Nats-Service-Error", words[:_MOST_ERROR])]
+    words = harmless(" ".join(words.split()))[:_MOST_ERROR]
+    return [("Nats-Service-Error-Code", status), ("Nats-Service-Error", words)]
 
 
 def _complain(answer: Answer) -> None:
@@ -121,39 +122,54 @@ class Service:
     """Makes the answers, and shows the requests."""
 
     def __init__(
-        self, arguments: argparse.Namespace, output: Output, shell: Shell, most: int
+        self, arguments: argparse.Namespace, output: Output, shell: Shell, conn: gnats.Connection
     ) -> None:
         self.over = Event()
         self._arguments = arguments
         self._output = output
         self._taken = self._answered = 0
-        self._most = most
-        self._file = next(payloads(arguments, 1, most)) if arguments.file is not None else b""
+        self._conn = conn
+        self._file = b""
+        if arguments.file is not None:
+            self._file = next(payloads(arguments, 1, conn.max_payload))
         self._shell = shell
 
     def answer(self, msg: gnats.Msg) -> None:
         """Answer *msg*, in any case: who asks must not wait for what has failed here."""
         self._taken += 1
         number = self._taken
-        self._show(msg, number)
         try:
-            if msg.reply:
-                self._respond(msg, number)
-            elif not self._arguments.quiet:
-                say(f"message {number} wants no answer", "faint")
+            self._show(msg, number)
         finally:
-            self._answered += 1
-            if self._answered == self._arguments.count:
-                self.over.set()
+            try:
+                self._respond(msg, number)
+            finally:
+                self._answered += 1
+                if self._answered == self._arguments.count:
+                    self.over.set()
 
     def _respond(self, msg: gnats.Msg, number: int) -> None:
+        if not msg.reply:
+            if not self._arguments.quiet:
+                say(f"message {number} wants no answer", "faint")
+            return
         answer = self._make(msg, number)
         _complain(answer)
+        headers = [*self._arguments.header, *_headers(answer)]
         try:
-            msg.respond(answer.data, [*self._arguments.header, *_headers(answer)] or None)
+            self._send(msg, answer.data, headers)
         except gnats.errors.MaxPayloadError as exc:
             say(f"gnats: {exc}", "error")
-            msg.respond(b"", _headers(Answer(b"", ("1", "the answer is too long for the server"))))
+            self._send(msg, b"", _headers(Answer(b"", ("1", "the answer is too long"))))
+
+    def _send(self, msg: gnats.Msg, data: bytes, headers: list[tuple[str, str]]) -> None:
+        """During an outage, when there is no more room, wait for a server."""
+        while True:
+            try:
+                msg.respond(data, headers or None)
+                return
+            except gnats.errors.OutboundBufferLimitError:
+                self._conn.wait_for_status("connected")
 
     def _make(self, msg: gnats.Msg, number: int) -> Answer:
         arguments = self._arguments
@@ -162,7 +178,7 @@ class Service:
                 arguments.command,
                 msg.data,
                 arguments.command_timeout,
-                self._most,
+                self._conn.max_payload,
                 NATS_REQUEST_SUBJECT=msg.subject,
             )
         if arguments.echo:

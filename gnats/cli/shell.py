@@ -8,10 +8,11 @@ import signal
 from typing import Any, NamedTuple
 
 import gevent
-from gevent.subprocess import PIPE, Popen
+from gevent.subprocess import PIPE, Popen, TimeoutExpired
 
 _MOST_COMPLAINT = 4096  # bytes of its standard error that are kept
 _CHUNK = 64 * 1024
+_DEATH = 1.0  # seconds that we wait for what was killed
 
 
 class Answer(NamedTuple):
@@ -42,12 +43,13 @@ class Shell:
                 start_new_session=True,  # Ctrl-C is for us: what was begun is finished
                 env={**os.environ, **env},
             )
-        except OSError as exc:
-            return Answer(b"", ("126", f"it cannot be started: {exc.strerror}"))
+        except (OSError, ValueError) as exc:  # ValueError: what no environment can hold
+            return Answer(b"", ("126", f"it cannot be started: {exc}"))
         self._running.add(process)
         complaint = gevent.spawn(_head, process.stderr, _MOST_COMPLAINT)
         helpers = [gevent.spawn(_feed, process.stdin, data), complaint]
         late = gevent.Timeout(timeout)
+        is_done = False
         try:
             with late:
                 answer = process.stdout.read(most + 1)
@@ -55,12 +57,13 @@ class Shell:
                     return Answer(b"", ("1", f"it printed more than {most} bytes"))
                 complaint.join()
                 status = process.wait()
+            is_done = True
         except gevent.Timeout as exc:
             if exc is not late:
                 raise
             return Answer(b"", ("124", f"it took longer than {timeout:g} s"))
         finally:
-            self._end(process, helpers)
+            self._end(process, helpers, is_done)
         if status == 0:
             return Answer(answer)
         words = " ".join((complaint.value or b"").decode("utf-8", "replace").split())
@@ -71,12 +74,14 @@ class Shell:
         for process in list(self._running):
             _kill(process)
 
-    def _end(self, process: Any, helpers: list[Any]) -> None:
-        """Kill what has not ended. Who has taken its outputs along is not waited for."""
+    def _end(self, process: Any, helpers: list[Any], is_done: bool) -> None:
+        """Kill what is not done: the shell may have ended, and what it has started lives. Who has
+        left its group is not waited for."""
         self._running.discard(process)
-        if process.poll() is None:
+        if not is_done:
             _kill(process)
-            process.wait()
+            with contextlib.suppress(TimeoutExpired):
+                process.wait(_DEATH)
         gevent.killall(helpers)
         for stream in (process.stdin, process.stdout, process.stderr):
             with contextlib.suppress(OSError, RuntimeError):
@@ -85,7 +90,7 @@ class Shell:
 
 def _kill(process: Popen[bytes]) -> None:
     """The command, and what it has started, as far as that stayed in its group."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(OSError):  # it is gone, or another user's
         os.killpg(process.pid, signal.SIGKILL)
 
 
