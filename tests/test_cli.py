@@ -256,6 +256,7 @@ def test_what_is_wrong_is_told_before_a_server_is_looked_for(words: list[str], s
     assert done.status == (exits.FAILED if "--file" in words else exits.USAGE)
 
 
+@once
 def test_no_server_and_what_to_do() -> None:
     done = gnats("sub", "a", "-s", f"nats://127.0.0.1:{free_port()}", status=1)
     assert "`gnats server` starts one; -s or $NATS_URL names another" in done.err
@@ -687,6 +688,7 @@ def test_reply_by_a_command(
     assert "the command failed (3): broken" in command.err
 
 
+@once
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -730,6 +732,7 @@ def test_no_command_outlives_a_second_ctrl_c(
     wait_until(lambda: not is_alive(pid), PATIENCE)
 
 
+@once
 def test_what_a_command_has_started_is_ended_with_it(
     shared_nats_server: NatsServer, conn: library.Connection, subject: str, tmp_path: Path
 ) -> None:
@@ -750,6 +753,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+@once
 def test_a_reply_that_the_server_refuses_is_a_failure(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -810,6 +814,7 @@ def test_a_connection_that_has_ended_for_good_ends_the_command(
     assert "Authorization Violation" in command.err
 
 
+@once
 def test_what_a_slow_reader_has_missed_is_told(nats_server: NatsServer, tmp_path: Path) -> None:
     """Nobody reads its output: in the end the drain gives up."""
     reading, writing = os.pipe()
@@ -1171,6 +1176,7 @@ def _is_heard(conn: library.Connection, subject: str) -> bool:
     return True
 
 
+@once
 def test_a_dumb_terminal_gets_plain_lines(url: str, subject: str) -> None:
     done = on_a_terminal(["request", subject, "x", "-s", url], NO_COLOR="", TERM="dumb")
     assert done.status == exits.NOBODY
