@@ -801,8 +801,12 @@ def test_a_connection_that_has_ended_for_good_ends_the_command(
     reading, writing = os.pipe()
     url = nats_server.url.replace("://", "://a:one@")
     try:
+        os.write(writing, b"a line for pub\n")
         with running(tmp_path, *words, "-s", url, stdin=reading) as command:
-            wait_until(lambda: nats_server.varz()["connections"] == 1, PATIENCE)
+            if words[0] == "pub":
+                wait_until(lambda: nats_server.varz()["in_msgs"] == 1, PATIENCE)
+            else:
+                command.await_err("ing on a")
             nats_server.kill()
             nats_server.config = "authorization { user: a, password: two }"
             nats_server.start()
