@@ -23,7 +23,7 @@ from gevent.event import Event
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, count, seconds
-from gnats.cli.link import Refusals, confirm, connected
+from gnats.cli.link import Refusals, confirm, connected, patiently
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output
 from gnats.cli.progress import progress
@@ -160,12 +160,10 @@ class Stream:
     def _publish(self, conn: gnats.Connection, share: int) -> None:
         publish, subject, payload = conn.publish, self._subject, self._payload
         for _ in range(share):
-            while True:
-                try:
-                    publish(subject, payload)
-                    break
-                except gnats.errors.OutboundBufferLimitError:  # an outage, and no more room
-                    conn.wait_for_status("connected")
+            try:
+                publish(subject, payload)
+            except gnats.errors.OutboundBufferLimitError:
+                patiently(conn, publish, subject, payload)
         confirm(conn)
 
     def _await_readers(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
@@ -111,11 +111,12 @@ class _End:
         self._main = gevent.getcurrent()
 
     def came(self, conn: gnats.Connection) -> None:
+        cause = conn.last_error
+
         def throw() -> None:
             if not self.is_wanted:
                 self._main.throw(exits.CommandError(f"the connection has ended: {cause}"))
 
-        cause = conn.last_error
         # From the loop: there the main greenlet waits, for whatever it is.
         gevent.get_hub().loop.run_callback(throw)
 
@@ -169,6 +170,16 @@ def _notices() -> dict[str, Any]:
         say(f"{conn.connected_url} is going away: moving to another server", "lost")
 
     return {"disconnected_cb": lost, "reconnected_cb": back, "lame_duck_cb": leaving}
+
+
+def patiently(conn: gnats.Connection, send: Callable[..., Any], *what: Any) -> None:
+    """*send* it; during an outage, when there is no more room, wait for a server. Switches."""
+    while True:
+        try:
+            send(*what)
+            return
+        except gnats.errors.OutboundBufferLimitError:
+            conn.wait_for_status("connected")
 
 
 def confirm(conn: gnats.Connection, timeout: float | None = None) -> None:

@@ -19,7 +19,7 @@ import gevent
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, check_subject, count, seconds
-from gnats.cli.link import Refusals, confirm, connected
+from gnats.cli.link import Refusals, confirm, connected, patiently
 from gnats.cli.notices import plural, say
 from gnats.cli.output import Output
 from gnats.cli.payloads import SEVERAL_WORDS, add_payload, check_payload, is_typed, payloads
@@ -76,22 +76,7 @@ def _publish(conn: gnats.Connection, arguments: argparse.Namespace) -> None:
         for number, payload in enumerate(payloads(arguments, arguments.count, conn.max_payload)):
             if arguments.sleep and number:
                 gevent.sleep(arguments.sleep)
-            _publish_one(conn, arguments, payload, headers)
-
-
-def _publish_one(
-    conn: gnats.Connection,
-    arguments: argparse.Namespace,
-    payload: bytes,
-    headers: list[tuple[str, str]] | None,
-) -> None:
-    """During an outage, when there is no more room, wait for a server: nothing is hurried."""
-    while True:
-        try:
-            conn.publish(arguments.subject, payload, arguments.reply, headers)
-            return
-        except gnats.errors.OutboundBufferLimitError:
-            conn.wait_for_status("connected")
+            patiently(conn, conn.publish, arguments.subject, payload, arguments.reply, headers)
 
 
 def _confirm(conn: gnats.Connection, timeout: float) -> None:

@@ -18,7 +18,7 @@ from gevent.event import Event
 import gnats
 from gnats.cli import exits
 from gnats.cli.flags import add_connection, add_output, check_filter, count, seconds
-from gnats.cli.link import Refusals, confirm, connected, listen
+from gnats.cli.link import Refusals, confirm, connected, listen, patiently
 from gnats.cli.notices import harmless, say
 from gnats.cli.output import Output, as_json, as_raw, as_text
 from gnats.cli.payloads import SEVERAL_WORDS, add_headers, check_payload, fill_in, payloads
@@ -157,19 +157,11 @@ class Service:
         _complain(answer)
         headers = [*self._arguments.header, *_headers(answer)]
         try:
-            self._send(msg, answer.data, headers)
+            patiently(self._conn, msg.respond, answer.data, headers or None)
         except gnats.errors.MaxPayloadError as exc:
             say(f"gnats: {exc}", "error")
-            self._send(msg, b"", _headers(Answer(b"", ("1", "the answer is too long"))))
-
-    def _send(self, msg: gnats.Msg, data: bytes, headers: list[tuple[str, str]]) -> None:
-        """During an outage, when there is no more room, wait for a server."""
-        while True:
-            try:
-                msg.respond(data, headers or None)
-                return
-            except gnats.errors.OutboundBufferLimitError:
-                self._conn.wait_for_status("connected")
+            too_long = Answer(b"", ("1", "the answer is too long"))
+            patiently(self._conn, msg.respond, b"", _headers(too_long))
 
     def _make(self, msg: gnats.Msg, number: int) -> Answer:
         arguments = self._arguments
